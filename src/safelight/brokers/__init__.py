@@ -1,0 +1,114 @@
+"""C2: what Safelight asks of a broker, on one screen, and the table from a URL's scheme to the file that speaks to it.
+
+A broker file implements `Broker` and nothing else; neither gateway nor worker knows which one it talks to. All
+methods raise `BrokerAwayError` while the broker cannot be reached or will not take commands; callers try again. The
+connection comes back by itself. A delivery belongs to the worker that holds it until its lease ends unrenewed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from safelight.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from safelight.message import Job, Presence, Quarantined, Reply
+
+__all__ = ["Broker", "Delivery", "Renewed", "open_broker"]
+
+
+@dataclass(frozen=True, eq=False)
+class Delivery:
+    """A job under lease, the attempts that were spent on it, and the broker's own handle of it."""
+
+    job: Job
+    starts: int
+    handle: Any
+
+
+class Renewed:
+    """Comes out of `replies` after a connection or an inbox was lost and made anew: send again what is unanswered."""
+
+
+class Broker(Protocol):
+    """One end's connection to a broker; a gateway and a worker use their own instances."""
+
+    # Both ends.
+    async def connect(self) -> None:
+        """Connect once, so that a wrong URL or password is a `ConfigurationError` at start."""
+
+    async def close(self) -> None:
+        """Close; a worker's presence is taken back, a gateway's inbox deleted."""
+
+    # The gateway's.
+    async def send(self, job: Job) -> None:
+        """Put a job on the queue; done when the broker has it. `BrokerFullError` when it has no room."""
+
+    async def withdraw(self, job_id: str) -> None:
+        """Take back what `send` put on the queue; who holds it learns by its beat. Best effort."""
+
+    def replies(self, inbox: str) -> AsyncIterator[Reply | Renewed]:
+        """Replies to this inbox, for ever; the inbox is made, kept from ageing and made anew when it is lost."""
+
+    async def presence(self) -> list[Presence]:
+        """The workers that gave a sign of life within the last two leases."""
+
+    async def backlog(self) -> int:
+        """Jobs that wait or are worked on."""
+
+    # The worker's.
+    def jobs(self, worker: str, stopping: Callable[[], bool]) -> AsyncIterator[Delivery]:
+        """Jobs for this worker, those whose lease ended first; each `anext` takes at most one. Ends when `stopping`."""
+
+    async def start(self, delivery: Delivery, starts: int) -> None:
+        """Write down that attempt number `starts` begins; returns once it is written to the connection."""
+
+    async def beat(self, held: Sequence[Delivery], presence: Presence) -> list[Delivery]:
+        """Renew the leases of `held`, announce `presence`; returns those that are no longer this worker's to do."""
+
+    async def reply(self, delivery: Delivery, reply: Reply) -> None:
+        """Reply, acknowledge and delete, in one transaction where the broker can."""
+
+    async def give_back(self, delivery: Delivery, starts: int) -> None:
+        """Put a job back on the queue for another worker, with the `starts` that were spent on it so far."""
+
+    async def quarantine(self, delivery: Delivery, record: Quarantined, reply: Reply) -> None:
+        """Keep the job aside (bounded in number, bytes and age), reply, acknowledge and delete."""
+
+    # A person's.
+    async def quarantined(self) -> list[Quarantined]:
+        """What is in quarantine, the oldest first, without images."""
+
+    async def take_out(self, job_id: str) -> tuple[Quarantined, bytes] | None:
+        """One quarantined job and its image; it stays until it is dropped."""
+
+    async def drop(self, job_id: str) -> bool:
+        """Delete one from quarantine; false if there was none."""
+
+
+# scheme -> (module, class, extra to install for its driver; "" when it comes with Safelight)
+SCHEMES = {
+    "redis": ("redis", "RedisBroker", ""),
+    "rediss": ("redis", "RedisBroker", ""),
+    "valkey": ("redis", "RedisBroker", ""),
+    "valkeys": ("redis", "RedisBroker", ""),
+    "unix": ("redis", "RedisBroker", ""),
+}
+
+
+def open_broker(url: str, *, lease: float) -> Broker:
+    """The broker that a URL names, not connected yet; `lease` in seconds."""
+    scheme = urlsplit(url).scheme
+    if scheme not in SCHEMES:
+        raise ConfigurationError(f"The broker's URL must begin with one of {', '.join(f'{s}://' for s in SCHEMES)}.")
+    module, name, extra = SCHEMES[scheme]
+    try:
+        broker: Broker = getattr(importlib.import_module(f"safelight.brokers.{module}"), name)(url, lease=lease)
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError(f"{scheme}:// needs a driver: pip install 'safelight[{extra}]' ({exc}).") from exc
+    return broker

@@ -1,0 +1,570 @@
+"""C2: Redis (7 and later) and Valkey (8 and later), by streams.
+
+Theory of operation. Jobs are entries of one stream, read by the consumer group `workers`; the group's list of
+pending entries is the list of leases. An entry's idle time is the age of its lease: the beat renews it by
+`XCLAIM … JUSTID`, and any worker takes over what stayed idle for longer than a lease by `XAUTOCLAIM … JUSTID`,
+without locks. An entry's delivery count is one more than its **starts**: `XREADGROUP` sets it to 1, a start sets it
+(`XCLAIM … RETRYCOUNT`), nothing else touches it. An entry that is answered is acknowledged and deleted with the
+reply, so the stream's length is the backlog; an entry that is withdrawn is deleted, and its holder's next renewal
+does not return it.
+
+=============================== =========== ====================================================================
+key                             kind        what
+=============================== =========== ====================================================================
+`{safelight}:jobs`              stream      entries of `header` and `body`; aged by `XTRIM MINID`, never by length
+`{safelight}:inbox:ID`          stream      replies for one gateway; expires a minute after its last refresh
+`{safelight}:workers`           hash        worker -> Presence, stamped with the server's time
+`{safelight}:quarantine`        hash        job id -> Quarantined
+`{safelight}:quarantine:ID`     string      its image
+=============================== =========== ====================================================================
+
+One hash tag puts all keys on one shard of a cluster, so that transactions work there.
+Commands: https://valkey.io/commands/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+from redis import exceptions as driver
+from redis.asyncio import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from safelight.brokers import Delivery, Renewed
+from safelight.errors import (
+    BrokerAwayError,
+    BrokerFullError,
+    ConfigurationError,
+    InternalError,
+    MalformedMessageError,
+    SafelightError,
+)
+from safelight.message import Job, Presence, Quarantined, Reply, decode, encode, now_ms
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from redis.asyncio.connection import AbstractConnection
+
+__all__ = ["RedisBroker"]
+
+log = logging.getLogger(__name__)
+
+JOBS = b"{safelight}:jobs"
+GROUP = b"workers"
+WORKERS = b"{safelight}:workers"
+QUARANTINE = b"{safelight}:quarantine"
+
+BLOCK_MS = 1_000  # a blocked read is never cancelled (what it was handed would be lost until its lease ends): it ends
+ANSWER_SECONDS = 5.0  # a connection that answers nothing for this long is half open
+BEAT_SECONDS = 1.0
+RECONNECT_SECONDS = 0.1
+INBOX_MS = 60_000
+WORKERS_MS = 60_000
+JOBS_MS = 3_600_000  # a system that nobody runs any more leaves nothing behind
+OLDEST_JOB_MS = 360_000  # the longest timeout is 300 s; what is older has been answered
+READ_COUNT = 64
+QUARANTINE_JOBS = 100
+QUARANTINE_BYTES = 256 * 1024 * 1024
+QUARANTINE_MS = 7 * 24 * 3_600_000
+
+# Codes of servers that are up and yet take no commands, for now. https://valkey.io/topics/protocol/#simple-errors
+AWAY_CODES = {"LOADING", "READONLY", "MISCONF", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "BUSY"}
+GROUP_GONE_CODES = {"NOGROUP", "UNBLOCKED"}
+
+Command = tuple[Any, ...]
+
+
+def _code(error: Exception) -> str:
+    return getattr(error, "status_code", None) or str(error).partition(" ")[0]
+
+
+def _ours(error: Exception) -> SafelightError:
+    """A driver's error as one of ours."""
+    code = _code(error)
+    if code == "OOM":
+        return BrokerFullError()
+    if isinstance(error, (driver.ConnectionError, driver.TimeoutError, OSError)) or code in AWAY_CODES:
+        return BrokerAwayError()
+    return InternalError(f"the broker answered: {error}")
+
+
+class _Pipe:
+    """One connection for many callers: commands are written as they come, and answers return in their order.
+
+    This is redis-py's `Connection` without its command layer, which costs more than twice as much for each job
+    (`docs/why.md`). Sockets, TLS, passwords and parsing stay the driver's.
+    """
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+        self._connection: AbstractConnection | None = None
+        self._connecting = asyncio.Lock()
+        self._waiting: deque[tuple[int, asyncio.Future[list[Any]]]] = deque()
+        self._reader: asyncio.Task[None] | None = None
+
+    async def call(self, *commands: Command, patience: float = ANSWER_SECONDS) -> list[Any]:
+        """The answers to `commands`, errors among them as values; `BrokerAwayError` if they do not come."""
+        connection = self._connection or await self._connect()
+        answers = self._write(connection, commands)
+        try:
+            async with asyncio.timeout(patience):
+                return await answers
+        except TimeoutError:
+            await self._drop(connection)
+            raise BrokerAwayError from None
+
+    async def one(self, *command: Any, patience: float = ANSWER_SECONDS) -> Any:
+        """The answer to one command; its error is raised as ours."""
+        return _checked(await self.call(command, patience=patience))[0]
+
+    async def transaction(self, *commands: Command) -> list[Any]:
+        """All of `commands` or none; their answers."""
+        answers = _checked(await self.call(("MULTI",), *commands, ("EXEC",)))[-1]
+        return _checked(answers)
+
+    async def post(self, *commands: Command) -> None:
+        """Write `commands` and leave their answers unread: once written they arrive, even if this process dies."""
+        connection = self._connection or await self._connect()
+        self._write(connection, commands).add_done_callback(_ignore)
+
+    def _write(self, connection: AbstractConnection, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
+        answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        if connection is not self._connection:
+            answers.set_exception(BrokerAwayError())
+            return answers
+        self._waiting.append((len(commands), answers))
+        # Writing goes through the transport at once: the order of writes is the order of `_waiting`.
+        connection._writer.writelines(connection.pack_commands(commands))  # noqa: SLF001 - `send_packed_command` awaits
+        return answers
+
+    async def _connect(self) -> AbstractConnection:
+        async with self._connecting:
+            if self._connection is None:
+                connection = self._pool.connection_class(**self._pool.connection_kwargs)
+                try:
+                    async with asyncio.timeout(ANSWER_SECONDS):
+                        await connection.connect()
+                except driver.AuthenticationError as exc:
+                    raise ConfigurationError(f"The broker refuses the user or the password: {exc}.") from exc
+                except (driver.RedisError, OSError) as exc:
+                    log.debug("cannot connect: %s", exc)
+                    await connection.disconnect(nowait=True)
+                    raise BrokerAwayError from exc
+                self._connection = connection
+                self._reader = asyncio.create_task(self._read(connection), name="broker answers")
+            return self._connection
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        try:
+            while True:
+                answer = await self._answer(connection)
+                count, answers = self._waiting.popleft()
+                batch = [answer]
+                for _ in range(count - 1):
+                    batch.append(await self._answer(connection))  # noqa: PERF401 - the awaits are the point
+                if not answers.done():
+                    answers.set_result(batch)
+        except (driver.RedisError, OSError, IndexError) as exc:
+            log.debug("connection lost: %s", exc)
+            await self._drop(connection)
+
+    @staticmethod
+    async def _answer(connection: AbstractConnection) -> Any:
+        try:
+            return await connection.read_response(disable_decoding=True, timeout=math.inf)
+        except driver.ResponseError as exc:
+            return exc
+
+    async def _drop(self, connection: AbstractConnection) -> None:
+        if connection is not self._connection:
+            return
+        self._connection = None
+        while self._waiting:
+            _, answers = self._waiting.popleft()
+            if not answers.done():
+                answers.set_exception(BrokerAwayError())
+        await connection.disconnect(nowait=True)
+        reader, self._reader = self._reader, None
+        if reader is not None and reader is not asyncio.current_task():
+            reader.cancel()
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._drop(self._connection)
+
+
+def _ignore(answers: asyncio.Future[list[Any]]) -> None:
+    if not answers.cancelled():
+        answers.exception()
+
+
+def _checked(answers: list[Any]) -> list[Any]:
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise _ours(answer) from answer
+    return answers
+
+
+class RedisBroker:
+    """A broker at `redis://`, `rediss://` (TLS), `valkey://`, `valkeys://` or `unix://`; `lease` in seconds.
+
+    The URL may hold user, password and database, and redis-py's options as a query (`?ssl_ca_certs=/ca.pem`):
+    https://redis.readthedocs.io/en/stable/connections.html#redis.asyncio.connection.ConnectionPool.from_url
+    """
+
+    def __init__(self, url: str, *, lease: float) -> None:
+        if url.startswith("valkey"):  # redis-py does not know the name: valkeys:// becomes rediss://
+            url = "redis" + url.removeprefix("valkey")
+        try:
+            pool = ConnectionPool.from_url(
+                url, protocol=2, socket_timeout=None, socket_connect_timeout=None, retry=Retry(NoBackoff(), 0)
+            )
+        except (ValueError, TypeError) as exc:
+            raise ConfigurationError(f"The broker's URL cannot be read: {exc}.") from exc
+        self._lease_ms = round(lease * 1_000)
+        self._pipe = _Pipe(pool)
+        self._blocking = _Pipe(pool)
+        self._sent: dict[str, list[bytes]] = {}  # job -> its entries; more than one after sending again
+        self._inbox: bytes | None = None
+        self._worker: bytes | None = None
+        self._clock_offset: int | None = None  # the server's clock minus our monotonic one, in milliseconds
+        self._cursor: bytes = b"0-0"  # of XAUTOCLAIM, which looks at a few entries a call
+
+    async def connect(self) -> None:
+        """Connect and look at the server: its version, and a memory policy that would evict jobs."""
+        info = _info(await self._pipe.one("INFO"))
+        if int(info.get("redis_version", "0").partition(".")[0]) < 7:
+            raise ConfigurationError(f"The broker is version {info.get('redis_version')}; it must be 7 or later.")
+        policy = info.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction" and info.get("maxmemory", "0") != "0":
+            log.warning(
+                "the broker's maxmemory-policy is %s: when its memory is full it deletes jobs; set noeviction", policy
+            )
+
+    async def close(self) -> None:
+        """Take back this worker's presence or delete this gateway's inbox, then close."""
+        with suppress(SafelightError):
+            if self._worker is not None:
+                await self._pipe.one("HDEL", WORKERS, self._worker, patience=1.0)
+            if self._inbox is not None:
+                await self._pipe.one("DEL", self._inbox, patience=1.0)
+        await self._pipe.close()
+        await self._blocking.close()
+
+    # The gateway's.
+
+    async def send(self, job: Job) -> None:
+        """`XADD`, without a length: that would delete admitted jobs."""
+        header, body = encode(job)
+        entry = await self._pipe.one("XADD", JOBS, "*", "header", header, "body", body)
+        self._sent.setdefault(job.id, []).append(entry)
+
+    async def withdraw(self, job_id: str) -> None:
+        """Delete the job's entries; their holder's next renewal does not return them."""
+        if entries := self._sent.pop(job_id, None):
+            await self._pipe.transaction(*_delete(entries))
+
+    async def replies(self, inbox: str) -> AsyncIterator[Reply | Renewed]:
+        """`XREAD` from the inbox. Each read carries the deletion of what the one before returned."""
+        key = self._inbox = b"{safelight}:inbox:" + inbox.encode()
+        await self._make_inbox(key)
+        last, chores, refreshed = b"0-0", list[Command](), 0.0
+        while True:
+            now = time.monotonic()
+            beat: list[Command] = [("PEXPIRE", key, INBOX_MS)] if now - refreshed >= BEAT_SECONDS else []
+            try:
+                answers = await self._blocking.call(
+                    *beat,
+                    *chores,
+                    ("XREAD", "COUNT", READ_COUNT, "BLOCK", BLOCK_MS, "STREAMS", key, last),
+                    patience=ANSWER_SECONDS + BLOCK_MS / 1_000,
+                )
+                _checked(answers)
+                # A server that was emptied keeps connections open: only the refresh tells that the inbox is gone.
+                gone = bool(beat) and answers[0] == 0
+            except SafelightError:
+                await asyncio.sleep(RECONNECT_SECONDS)
+                answers, gone = [None], True
+            if gone:
+                last, refreshed, chores = b"0-0", 0.0, []
+                if await self._inbox_is_back(key):
+                    yield Renewed()
+                continue
+            refreshed = now if beat else refreshed
+            entries = answers[-1][0][1] if answers[-1] else []
+            chores = [("XDEL", key, *(entry for entry, _ in entries))] if entries else []
+            for entry, fields in entries:
+                last = entry
+                reply = _reply(fields)
+                if reply is None:
+                    continue
+                if len(sent := self._sent.pop(reply.id, ())) > 1:
+                    chores.extend(_delete(sent))
+                yield reply
+
+    async def _make_inbox(self, key: bytes) -> None:
+        """A stream needs an entry to come into being; one without a header is not a reply."""
+        with suppress(BrokerAwayError):
+            await self._pipe.call(("XADD", key, "*", "made", now_ms()), ("PEXPIRE", key, INBOX_MS))
+
+    async def _inbox_is_back(self, key: bytes) -> bool:
+        try:
+            if not await self._pipe.one("PEXPIRE", key, INBOX_MS):
+                await self._pipe.one("XADD", key, "*", "made", now_ms())
+        except SafelightError:
+            return False
+        return True
+
+    async def presence(self) -> list[Presence]:
+        """Whose stamp is at most two leases old by the server's clock; stamps of long ago are deleted."""
+        answers = _checked(await self._pipe.call(("TIME",), ("HGETALL", WORKERS)))
+        now, names, headers = _milliseconds(answers[0]), answers[1][::2], answers[1][1::2]
+        fresh, stale = [], []
+        for name, header in zip(names, headers, strict=True):
+            try:
+                presence = decode(Presence, header)
+            except MalformedMessageError:
+                stale.append(name)
+                continue
+            if now - presence.seen <= 2 * self._lease_ms:
+                fresh.append(presence)
+            elif now - presence.seen > WORKERS_MS:
+                stale.append(name)
+        if stale:
+            await self._pipe.one("HDEL", WORKERS, *stale)
+        return fresh
+
+    async def backlog(self) -> int:
+        """`XLEN`: an answered job is deleted, so this is what waits or is worked on."""
+        return int(await self._pipe.one("XLEN", JOBS))
+
+    # The worker's.
+
+    async def jobs(self, worker: str, stopping: Callable[[], bool]) -> AsyncIterator[Delivery]:
+        """`XREADGROUP`, and once a beat a look for leases that ended."""
+        self._worker = worker.encode()
+        swept = -math.inf
+        while not stopping():
+            try:
+                delivery = None
+                if time.monotonic() - swept >= BEAT_SECONDS:
+                    delivery = await self._take_over()
+                    if delivery is None:
+                        swept = time.monotonic()
+                delivery = delivery or await self._next()
+            except BrokerAwayError:
+                await asyncio.sleep(RECONNECT_SECONDS)
+                continue
+            if delivery is not None:
+                yield delivery
+
+    async def _next(self) -> Delivery | None:
+        command = ("XREADGROUP", "GROUP", GROUP, self._worker, "COUNT", 1, "BLOCK", BLOCK_MS, "STREAMS", JOBS, ">")
+        [answer] = await self._blocking.call(command, patience=ANSWER_SECONDS + BLOCK_MS / 1_000)
+        if await self._group_was_gone(answer) or not answer:
+            return None
+        entry, fields = answer[0][1][0]
+        return await self._delivery(entry, fields, starts=0)
+
+    async def _take_over(self) -> Delivery | None:
+        """One job whose lease ended. A call looks at about ten entries, so the cursor is kept from one to the next."""
+        while True:
+            command = ("XAUTOCLAIM", JOBS, GROUP, self._worker, self._lease_ms, self._cursor, "COUNT", 1, "JUSTID")
+            [answer] = await self._pipe.call(command)
+            if await self._group_was_gone(answer):
+                return None
+            self._cursor, claimed = answer[0], answer[1]
+            for entry in claimed:
+                found, pending = _checked(
+                    await self._pipe.call(("XRANGE", JOBS, entry, entry), ("XPENDING", JOBS, GROUP, entry, entry, 1))
+                )
+                if found and pending:
+                    return await self._delivery(entry, found[0][1], starts=pending[0][3] - 1)
+            if self._cursor == b"0-0":
+                return None
+
+    async def _group_was_gone(self, answer: Any) -> bool:
+        """Make the group when `answer` says there is none (a new server, or an emptied one)."""
+        if not isinstance(answer, Exception):
+            return False
+        if _code(answer) not in GROUP_GONE_CODES:
+            raise _ours(answer) from answer
+        [made] = await self._pipe.call(("XGROUP", "CREATE", JOBS, GROUP, "0", "MKSTREAM"))
+        if isinstance(made, Exception) and _code(made) != "BUSYGROUP":
+            raise _ours(made) from made
+        return True
+
+    async def _delivery(self, entry: bytes, fields: list[bytes], starts: int) -> Delivery | None:
+        """The job in an entry; what is not a job is kept aside, so that it is not handed out for ever."""
+        members = dict(zip(fields[::2], fields[1::2], strict=True))
+        body = members.get(b"body", b"")
+        try:
+            job = decode(Job, members.get(b"header", b""), body)
+        except MalformedMessageError as exc:
+            log.warning("a message on the queue is %s; it is kept in quarantine", exc.detail)
+            record = Quarantined(
+                id=entry.decode(), cause=exc.detail, attempts=0, worker="", at=now_ms(), size=len(body)
+            )
+            await self._keep_aside(record, body, *_delete([entry]))
+            return None
+        return Delivery(job, job.starts + starts, entry)
+
+    async def start(self, delivery: Delivery, starts: int) -> None:
+        """Set the entry's delivery count to one more than its starts."""
+        count = starts - delivery.job.starts + 1
+        await self._pipe.post(
+            ("XCLAIM", JOBS, GROUP, self._worker, 0, delivery.handle, "RETRYCOUNT", count, "JUSTID")
+        )
+
+    async def beat(self, held: Sequence[Delivery], presence: Presence) -> list[Delivery]:
+        """Renew, announce, and age what is old; all keys of ours get their time to live here."""
+        if self._clock_offset is None:
+            self._clock_offset = _milliseconds(await self._pipe.one("TIME")) - _monotonic_ms()
+        seen = _monotonic_ms() + self._clock_offset
+        self._worker = presence.worker.encode()
+        header, _ = encode(replace(presence, seen=seen))
+        entries = [delivery.handle for delivery in held]
+        clock, announced, *_, renewed = await self._pipe.call(
+            ("TIME",),
+            ("HSET", WORKERS, self._worker, header),
+            ("PEXPIRE", WORKERS, WORKERS_MS),
+            ("PEXPIRE", JOBS, JOBS_MS),
+            ("XTRIM", JOBS, "MINID", max(0, seen - OLDEST_JOB_MS)),
+            *([("XCLAIM", JOBS, GROUP, self._worker, 0, *entries, "JUSTID")] if entries else [("PING",)]),
+        )
+        if isinstance(clock, Exception):
+            raise _ours(clock) from clock
+        self._clock_offset = _milliseconds(clock) - _monotonic_ms()
+        if isinstance(announced, Exception):
+            log.warning("the broker takes no announcement: %s", announced)
+        if isinstance(renewed, Exception):
+            if _code(renewed) not in GROUP_GONE_CODES:
+                raise _ours(renewed) from renewed
+            renewed = []
+        return [delivery for delivery in held if delivery.handle not in renewed]
+
+    async def reply(self, delivery: Delivery, reply: Reply) -> None:
+        """`XADD` to the inbox if it is still there, `XACK`, `XDEL`."""
+        await self._finish(_answer(delivery, reply), delivery)
+
+    async def _finish(self, answer: Command, delivery: Delivery) -> None:
+        acknowledge = _delete([delivery.handle])
+        try:
+            await self._pipe.transaction(answer, *acknowledge)
+        except BrokerFullError:
+            # In full memory nothing can be added, but deleting is allowed: the job's own image makes room.
+            await self._pipe.transaction(*acknowledge)
+            await self._pipe.one(*answer)
+
+    async def give_back(self, delivery: Delivery, starts: int) -> None:
+        """The same job as a new entry, at the end of the queue, in one transaction with the old one's deletion."""
+        header, body = encode(replace(delivery.job, starts=starts))
+        await self._pipe.transaction(
+            ("XADD", JOBS, "*", "header", header, "body", body), *_delete([delivery.handle])
+        )
+
+    async def quarantine(self, delivery: Delivery, record: Quarantined, reply: Reply) -> None:
+        """Keep aside, reply, acknowledge. With no room to keep it, the reply alone must do."""
+        answer = _answer(delivery, reply)
+        try:
+            await self._keep_aside(record, delivery.job.image, answer, *_delete([delivery.handle]))
+        except BrokerFullError:
+            log.warning("the broker has no room to keep job %s in quarantine", record.id)
+            await self._finish(answer, delivery)
+
+    async def _keep_aside(self, record: Quarantined, image: bytes, *also: Command) -> None:
+        kept = sorted(await self.quarantined(), key=lambda r: r.at)
+        drop, size = [], record.size + sum(r.size for r in kept)
+        while kept and (len(kept) >= QUARANTINE_JOBS or size > QUARANTINE_BYTES):
+            oldest = kept.pop(0)
+            size -= oldest.size
+            drop.append(oldest.id.encode())
+        await self._pipe.transaction(
+            *_forget(drop),
+            ("HSET", QUARANTINE, record.id, encode(record)[0]),
+            ("PEXPIRE", QUARANTINE, QUARANTINE_MS),
+            ("SET", QUARANTINE + b":" + record.id.encode(), image, "PX", QUARANTINE_MS),
+            *also,
+        )
+
+    # A person's.
+
+    async def quarantined(self) -> list[Quarantined]:
+        """All records that are not too old, the oldest first; too old ones are deleted."""
+        answer = await self._pipe.one("HGETALL", QUARANTINE)
+        records, old = [], []
+        for name, header in zip(answer[::2], answer[1::2], strict=True):
+            try:
+                record = decode(Quarantined, header)
+            except MalformedMessageError:
+                old.append(name)
+                continue
+            if now_ms() - record.at > QUARANTINE_MS:
+                old.append(name)
+            else:
+                records.append(record)
+        if old:
+            await self._pipe.transaction(*_forget(old))
+        return sorted(records, key=lambda r: r.at)
+
+    async def take_out(self, job_id: str) -> tuple[Quarantined, bytes] | None:
+        """One record with its image."""
+        header, image = _checked(
+            await self._pipe.call(("HGET", QUARANTINE, job_id), ("GET", QUARANTINE + b":" + job_id.encode()))
+        )
+        return (decode(Quarantined, header), image) if header is not None and image is not None else None
+
+    async def drop(self, job_id: str) -> bool:
+        """Delete one record and its image."""
+        return bool((await self._pipe.transaction(*_forget([job_id.encode()])))[0])
+
+
+def _delete(entries: Sequence[bytes]) -> list[Command]:
+    return [("XACK", JOBS, GROUP, *entries), ("XDEL", JOBS, *entries)]
+
+
+def _forget(jobs: Sequence[bytes]) -> list[Command]:
+    if not jobs:
+        return []
+    return [("HDEL", QUARANTINE, *jobs), ("DEL", *(QUARANTINE + b":" + job for job in jobs))]
+
+
+def _answer(delivery: Delivery, reply: Reply) -> Command:
+    header, body = encode(reply)
+    inbox = b"{safelight}:inbox:" + delivery.job.reply_to.encode()
+    # NOMKSTREAM: a plain XADD would make a dead gateway's inbox again, without an expiry.
+    return ("XADD", inbox, "NOMKSTREAM", "*", "header", header, "body", body)
+
+
+def _reply(fields: list[bytes]) -> Reply | None:
+    members = dict(zip(fields[::2], fields[1::2], strict=True))
+    if b"header" not in members:
+        return None
+    try:
+        return decode(Reply, members[b"header"], members.get(b"body", b""))
+    except MalformedMessageError as exc:
+        log.warning("a message in the inbox is %s; it is ignored", exc.detail)
+        return None
+
+
+def _info(answer: bytes) -> dict[str, str]:
+    lines = (line.partition(":") for line in answer.decode().splitlines())
+    return {name: value for name, colon, value in lines if colon}
+
+
+def _milliseconds(answer: list[bytes]) -> int:
+    seconds, microseconds = answer
+    return int(seconds) * 1_000 + int(microseconds) // 1_000
+
+
+def _monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000

@@ -1,0 +1,70 @@
+"""C1: one gateway process, from its settings to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from safelight.errors import BrokerAwayError
+from safelight.gateway.admission import Admission
+from safelight.gateway.app import App
+from safelight.gateway.dispatch import Dispatch
+from safelight.gateway.metrics import Metrics
+from safelight.gateway.server import Server, listen
+from safelight.gateway.store import FolderStore
+from safelight.gateway.workers import Workers
+from safelight.message import new_id
+
+if TYPE_CHECKING:
+    from safelight import settings
+    from safelight.brokers import Broker
+
+__all__ = ["run"]
+
+log = logging.getLogger(__name__)
+
+DRAIN_DELAY_SECONDS = 5.0
+CONNECT_SECONDS = 0.5
+
+
+async def run(
+    broker: Broker, options: settings.Gateway, *, port: int, lease: float, stop: asyncio.Event
+) -> None:
+    """Serve until `stop` is set, then drain. `ConfigurationError` for what cannot work."""
+    sockets = listen(options.host, port)
+    async with AsyncExitStack() as stack:
+        for listening in sockets:
+            stack.callback(listening.close)
+        stack.push_async_callback(broker.close)
+        store = FolderStore(options.store)
+        workers = Workers(window=2 * lease)
+        dispatch = Dispatch(broker, new_id(), workers)
+        admission = Admission(jobs=options.max_jobs, image_bytes=options.max_bytes, pixels=options.max_pixels)
+        app = App(options, dispatch, workers, admission, store, Metrics(admission, dispatch, workers))
+        server = Server(app)
+        async with asyncio.TaskGroup() as group:
+            background = [
+                group.create_task(_connect(broker), name="first connection"),
+                group.create_task(dispatch.run(), name="dispatch"),
+                group.create_task(_drain(server, stop, options.drain_delay), name="drain"),
+            ]
+            log.info("listening on %s port %d, saving in %s", options.host, port, store.folder)
+            await server.serve(sockets=sockets)
+            for task in background:
+                task.cancel()
+
+
+async def _connect(broker: Broker) -> None:
+    """Meet the broker, so that a wrong password or an unfit server is named at start; one that is away is waited for."""
+    while True:
+        try:
+            return await broker.connect()
+        except BrokerAwayError:
+            await asyncio.sleep(CONNECT_SECONDS)
+
+
+async def _drain(server: Server, stop: asyncio.Event, delay: float | None) -> None:
+    await stop.wait()
+    await server.drain(DRAIN_DELAY_SECONDS if delay is None else delay)

@@ -1,0 +1,50 @@
+"""C1: who lives and what is offered, from the workers' presence. Pure state; `dispatch.py` feeds it once a beat.
+
+Judged over the last two leases, and not before this gateway has run that long: a worker that is just being restarted
+makes no request fail.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from safelight.errors import NoWorkerError, UnknownOperationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from safelight.message import Presence
+
+__all__ = ["Workers"]
+
+
+class Workers:
+    """The workers seen within `window` seconds."""
+
+    def __init__(self, window: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._window = window
+        self._clock = clock
+        self._started = clock()
+        self._seen: dict[str, tuple[float, Presence]] = {}
+        self.fresh = 0  # at the last look
+
+    def update(self, presences: Sequence[Presence]) -> None:
+        """What the broker shows now."""
+        now = self._clock()
+        self.fresh = len(presences)
+        self._seen |= {presence.worker: (now, presence) for presence in presences}
+        self._seen = {name: seen for name, seen in self._seen.items() if now - seen[0] <= self._window}
+
+    def check(self, operations: Iterable[str]) -> None:
+        """Raise `NoWorkerError`, then `UnknownOperationError`, if that is certain by now."""
+        now = self._clock()
+        if now - self._started < self._window:
+            return
+        living = [presence for at, presence in self._seen.values() if now - at <= self._window]
+        if not living:
+            raise NoWorkerError
+        offered = {name for presence in living for name in presence.operations}
+        for name in operations:
+            if name not in offered:
+                raise UnknownOperationError(f"No worker offers the operation {name!r}; `safelight operations` lists them.")

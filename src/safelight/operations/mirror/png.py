@@ -1,0 +1,219 @@
+"""C3: PNGs, animated ones too: their pixels are mirrored, every other chunk is copied byte for byte.
+
+A frame's zlib stream is unfiltered and unpacked by Pillow's own codec into an image that is used as a box of samples:
+palette indices stay indices and low depths stay low, so that nothing about colour has to be understood. A frame of
+an animation keeps its delay, disposal and blending, and moves to the other side of the canvas.
+https://www.w3.org/TR/png-3/
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from PIL import Image, ImageChops
+
+from safelight import formats
+from safelight.errors import ImageError
+from safelight.operations import Result
+from safelight.operations.mirror import exif
+from safelight.operations.mirror.exif import Axis
+
+__all__ = ["mirror"]
+
+MAX_CHUNKS = 100_000
+"""A file of 20 MB in pieces of 200 bytes; encoders write 8 KB and more."""
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_CHECKED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT")
+# A chunk that a program must not copy once it has changed the pixels (fourth letter in upper case) is copied only if
+# it is known to hold nothing about places: Apple's iDOT, for one, holds offsets into the old stream.
+_ABOUT_COLOUR = (b"cHRM", b"cICP", b"cLLI", b"gAMA", b"iCCP", b"mDCV", b"sBIT", b"sRGB", b"bKGD", b"hIST", b"tRNS")
+
+# (colour type, bit depth) -> the mode of the box, and how the stream is unpacked into it. With two ways the box has
+# only one byte for two: the stream is unpacked twice, for the upper and for the lower bytes.
+_BOXES = {
+    (0, 1): ("1", "1"),
+    (0, 2): ("P", "P;2"),
+    (0, 4): ("P", "P;4"),
+    (0, 8): ("L", "L"),
+    (0, 16): ("I;16", "I;16B"),
+    (2, 8): ("RGB", "RGB"),
+    (2, 16): ("RGB", "RGB;16B", "RGB;16L"),
+    (3, 1): ("1", "1"),
+    (3, 2): ("P", "P;2"),
+    (3, 4): ("P", "P;4"),
+    (3, 8): ("L", "L"),
+    (4, 8): ("LA", "LA"),
+    (4, 16): ("RGBA", "RGBA"),
+    (6, 8): ("RGBA", "RGBA"),
+    (6, 16): ("RGBA", "RGBA;16B", "RGBA;16L"),
+}
+_BAND_ROWS = 64  # of a deep picture, filtered at a time
+
+
+class _Chunk(NamedTuple):
+    kind: bytes
+    data: bytes
+
+
+@dataclass
+class _Frame:
+    """A picture in the file: the frame control that announced it (None: not part of the animation), its pieces."""
+
+    control: bytes | None
+    width: int
+    height: int
+    pieces: list[bytes] = field(default_factory=list)
+
+
+def mirror(image: bytes) -> Result:
+    """A PNG flipped left-right as displayed, pixel for pixel."""
+    chunks = list(_chunks(image))
+    if not chunks or chunks[0].kind != b"IHDR" or len(chunks[0].data) != 13:
+        raise ImageError("The PNG does not begin with its header.")
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[0].data)
+    formats.check_dimensions(width, height)
+    if (colour, depth) not in _BOXES:
+        raise ImageError("The PNG has a colour type or bit depth that does not exist.")
+    frames = _frames(chunks, width, height)
+    formats.check_frames(len(frames), sum(frame.width * frame.height for frame in frames))
+    axis = next((exif.read(data).axis for kind, data in chunks if kind == b"eXIf"), Axis.HORIZONTAL)
+    try:
+        return Result(_written(chunks, frames, axis, interlaced), notes={"mirror": "lossless"})
+    except (ValueError, OSError) as error:
+        raise ImageError("The PNG's pixels are damaged or cut short.") from error
+
+
+def _chunks(image: bytes) -> Iterator[_Chunk]:
+    position = len(_SIGNATURE)
+    for count in itertools.count():
+        if position == len(image):
+            return  # without IEND, but nothing is missing that was begun
+        length, kind = struct.unpack_from(">I4s", image, position) if position + 8 <= len(image) else (1 << 32, b"")
+        data = image[position + 8 : position + 8 + length]
+        position += 12 + length
+        if position > len(image) or count > MAX_CHUNKS:
+            raise ImageError("The PNG is cut short, or in too many pieces.")
+        if kind in _CHECKED and zlib.crc32(kind + data).to_bytes(4, "big") != image[position - 4 : position]:
+            raise ImageError(f"The PNG is damaged: the checksum of a chunk {kind.decode()} is wrong.")
+        if kind[0] & 0x20 == 0 and kind not in _CHECKED:
+            raise ImageError("The PNG has a critical chunk that the standard does not know.")
+        if kind == b"IEND":
+            return
+        yield _Chunk(kind, data)
+
+
+def _frames(chunks: list[_Chunk], width: int, height: int) -> list[_Frame]:
+    """The pictures in the order of their data; the one in IDAT comes first, whether it is animated or not."""
+    frames: list[_Frame] = []
+    control: bytes | None = None
+    announced = next((int.from_bytes(data[:4], "big") for kind, data in chunks if kind == b"acTL"), 0)
+    for kind, data in chunks:
+        if kind == b"fcTL" and announced:
+            if len(data) != 26:
+                raise ImageError("The PNG's animation is damaged.")
+            control = data
+            if frames:
+                frames.append(_Frame(control, *struct.unpack_from(">II", data, 4)))
+        elif kind == b"IDAT":
+            if not frames:
+                frames.append(_Frame(control, width, height))
+            frames[0].pieces.append(data)
+        elif kind == b"fdAT" and announced and len(frames) > 1:
+            frames[-1].pieces.append(data[4:])
+    if not all(frame.pieces for frame in frames) or sum(frame.control is not None for frame in frames) < announced:
+        raise ImageError("The PNG's animation is cut short.")
+    if not frames:
+        raise ImageError("The PNG is cut short: it has no pixels.")
+    for frame in frames:
+        x, y = struct.unpack_from(">II", frame.control, 12) if frame.control else (0, 0)
+        if not (0 < frame.width <= width - x and 0 < frame.height <= height - y):
+            raise ImageError("The PNG's animation is damaged: a frame lies outside the picture.")
+    return frames
+
+
+def _written(chunks: list[_Chunk], frames: list[_Frame], axis: Axis, interlaced: int) -> bytes:
+    """The file again. An interlaced picture becomes a plain one: the same pixels, in the other order."""
+    header = chunks[0].data
+    width, height, depth, colour = struct.unpack_from(">IIBB", header)
+    out = [_SIGNATURE, _chunk(b"IHDR", header[:12] + b"\0")]
+    sequence = itertools.count()
+    waiting = iter(frames)
+    for kind, data in chunks[1:]:
+        if kind == b"IDAT" and (first := next(waiting, None)) is frames[0]:
+            for frame in itertools.chain([first], waiting):  # an animation's frames follow IDAT, in their order
+                stream = _mirrored(frame, _BOXES[colour, depth], axis, interlaced)
+                if frame.control is not None:
+                    out.append(_chunk(b"fcTL", next(sequence).to_bytes(4, "big") + _moved(frame, width, height, axis)))
+                out.append(
+                    _chunk(b"IDAT", stream)
+                    if frame is first
+                    else _chunk(b"fdAT", next(sequence).to_bytes(4, "big") + stream)
+                )
+        elif kind == b"eXIf":
+            out.append(_chunk(kind, exif.without_thumbnail(data)))
+        elif kind in (b"PLTE", b"acTL", *_ABOUT_COLOUR) or (kind[3] & 0x20 and kind not in _CHECKED):
+            out.append(_chunk(kind, data))
+    return b"".join([*out, _chunk(b"IEND", b"")])
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return b"".join([struct.pack(">I", len(data)), kind, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))])
+
+
+def _moved(frame: _Frame, width: int, height: int, axis: Axis) -> bytes:
+    """A frame control (without its sequence number) whose frame lies on the other side."""
+    control = frame.control or b""
+    x, y = struct.unpack_from(">II", control, 12)
+    if axis is Axis.HORIZONTAL:
+        x = width - x - frame.width
+    else:
+        y = height - y - frame.height
+    return control[4:12] + struct.pack(">II", x, y) + control[20:]
+
+
+def _mirrored(frame: _Frame, box: tuple[str, ...], axis: Axis, interlaced: int) -> bytes:
+    """A frame's zlib stream, mirrored."""
+    mode, *ways = box
+    flip = Image.Transpose.FLIP_LEFT_RIGHT if axis is Axis.HORIZONTAL else Image.Transpose.FLIP_TOP_BOTTOM
+    size, stream = (frame.width, frame.height), b"".join(frame.pieces)
+    if len(ways) == 1:
+        picture = Image.frombytes(mode, size, stream, "zip", ways[0], interlaced)
+        return picture.transpose(flip).tobytes("zip", ways[0], False, -1, -1, b"")
+    sample_bytes = 2 * len(mode)
+    raw = bytearray(frame.width * frame.height * sample_bytes)
+    for at, way in enumerate(ways):
+        picture = Image.frombytes(mode, size, stream, "zip", way, interlaced)
+        raw[at::2] = picture.transpose(flip).tobytes()
+    return _deflated(raw, frame.width * sample_bytes, sample_bytes)
+
+
+def _deflated(raw: bytearray, row_bytes: int, sample_bytes: int) -> bytes:
+    """A zlib stream of rows that Pillow's encoder cannot pack, each band with the best of the three simple filters."""
+    compressor = zlib.compressobj()
+    out = []
+    above = bytes(row_bytes)
+    for start in range(0, len(raw), row_bytes * _BAND_ROWS):
+        rows = bytes(raw[start : start + row_bytes * _BAND_ROWS])
+        size = (row_bytes, len(rows) // row_bytes)
+        band = Image.frombytes("L", size, rows)
+        left = Image.new("L", size)
+        left.paste(band.crop((0, 0, row_bytes - sample_bytes, size[1])), (sample_bytes, 0))
+        up = Image.frombytes("L", size, above + rows[:-row_bytes])
+        filtered = [band, ImageChops.subtract_modulo(band, left), ImageChops.subtract_modulo(band, up)]
+        best = min(range(3), key=lambda kind: _cost(filtered[kind]))
+        labelled = Image.new("L", (row_bytes + 1, size[1]), best)
+        labelled.paste(filtered[best], (1, 0))
+        out.append(compressor.compress(labelled.tobytes()))
+        above = rows[-row_bytes:]
+    return b"".join([*out, compressor.flush()])
+
+
+def _cost(filtered: Image.Image) -> int:
+    """The sum of the bytes taken as small signed numbers: what libpng goes by too."""
+    return sum(min(value, 256 - value) * count for value, count in enumerate(filtered.histogram()))

@@ -1,0 +1,132 @@
+"""Every option once: its name, default, unit and help. Flags and `SAFELIGHT_*` variables come from here.
+
+A field named `work_limit` is the flag `--work-limit` and the variable `SAFELIGHT_WORK_LIMIT`. `environment` is how the supervisor hands settings to the processes that it starts (variables, so that a
+broker's password never shows in a list of processes).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from cyclopts import Parameter
+
+__all__ = ["Broker", "Gateway", "Up", "Worker", "environment", "usable_cores"]
+
+MEGABYTE = 1024 * 1024
+
+S = TypeVar("S")
+
+
+def option(default: Any, help: str, *, unit: str = "", name: str = "", also: str = "") -> Any:  # noqa: A002 - as users say
+    """A field with its help and its unit, a `name` that Python does not allow, a variable `also` without our prefix."""
+    return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "name": name, "also": also})
+
+
+def _flags(section: type[S]) -> type[S]:
+    """Let the command line read a dataclass's fields as flags and variables."""
+    hints = get_type_hints(section)
+    for field in dataclasses.fields(section):  # type: ignore[arg-type]
+        told = field.metadata
+        parameter = Parameter(
+            name=f"--{_name(field)}".replace("_", "-"),
+            help=f"{told['help']} [{told['unit']}]" if told["unit"] else told["help"],
+            env_var=tuple(filter(None, (_variable(field), told["also"]))),
+            negative="",
+        )
+        section.__annotations__[field.name] = Annotated[hints[field.name], parameter]
+    return Parameter(name="*")(section)
+
+
+def _name(field: dataclasses.Field[Any]) -> str:
+    return field.metadata["name"] or field.name
+
+
+def _variable(field: dataclasses.Field[Any]) -> str:
+    return f"SAFELIGHT_{_name(field).upper()}"
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity and its cgroup's CPU quota, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, round(int(quota) / int(period)))
+    except (OSError, ValueError):
+        pass  # no cgroup v2 here, or no quota in it
+    return max(1, cores)
+
+
+@_flags
+@dataclasses.dataclass(frozen=True)
+class Broker:
+    """Where the broker is; gateway and workers that agree on this belong together."""
+
+    broker: str | None = option(
+        None,
+        "URL of the broker (redis://, rediss://, valkey://, unix://). Without it: the embedded one of the system on --port.",
+    )
+    port: int = option(8080, "Port of the gateway; it also names the embedded broker's socket.", also="PORT")
+    lease: float = option(5.0, "A job comes back to the queue when its worker gave no sign for this long.", unit="s")
+
+
+@_flags
+@dataclasses.dataclass(frozen=True)
+class Gateway:
+    """C1."""
+
+    host: str = option("localhost", 'Address to listen on; "localhost" is both loopbacks, "*" is every address.')
+    store: str = option("./mirrored", "Folder in which resulting images are saved.")
+    max_upload: int = option(32 * MEGABYTE, "Largest image that is taken.", unit="bytes")
+    max_jobs: int = option(512, "Requests in flight; more are refused with 503.")
+    max_bytes: int = option(256 * MEGABYTE, "Image bytes in flight; more are refused with 503.", unit="bytes")
+    max_pixels: int = option(
+        4_000_000_000, "Pixels in flight, as the images' headers tell them; more are refused with 503.", unit="pixels"
+    )
+    body_timeout: float = option(
+        10.0, "Time that a request's body may take, besides one second for each 64 KB that arrived.", unit="s"
+    )
+    drain_delay: float | None = option(
+        None, "On SIGTERM, go on accepting for this long after /readyz turned 503. [default: 5, in `up` 0]", unit="s"
+    )
+
+
+@_flags
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """C3."""
+
+    concurrency: int = option(1, "Child processes of each worker, so many images at a time.")
+    imports: tuple[str, ...] = option(
+        (), "Module whose public functions become operations; may be given again.", name="import"
+    )
+    attempts: int = option(3, "Starts of a job before it is quarantined.")
+    work_limit: float = option(10.0, "Time that one job may take in the child.", unit="s")
+    max_clock_skew: float = option(
+        2.0, "A job is called late only this long after its deadline, for clocks that disagree.", unit="s"
+    )
+    child_memory: int = option(2048 * MEGABYTE, "Address space of a child process (0: no limit).", unit="bytes")
+
+
+@_flags
+@dataclasses.dataclass(frozen=True)
+class Up:
+    """The whole system on one machine."""
+
+    workers: int = option(
+        min(usable_cores(), 8), "Worker processes. [default: usable cores, at most 8]"
+    )
+
+
+def environment(*settings: Any) -> dict[str, str]:
+    """The `SAFELIGHT_*` variables that make the same settings again in a process that is started with them."""
+    result: dict[str, str] = {}
+    for section in settings:
+        for field in dataclasses.fields(section):
+            value = getattr(section, field.name)
+            if value is not None and value != ():
+                result[_variable(field)] = " ".join(value) if isinstance(value, tuple) else str(value)
+    return result

@@ -1,0 +1,219 @@
+"""C3: lease, start, run, reply, acknowledge; and the beat.
+
+Two tasks run beside the jobs: `_take` asks the broker for the next job when there is room for it (each child's job
+and one that waits for it, no more: what waits here could start elsewhere), and `_beat` renews the leases of all that
+is held, once a second, and learns what is no longer ours to do. On SIGTERM taking stops, what waits goes back to the
+queue, and what runs is finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from safelight.errors import BrokerAwayError, DeadlinePassedError, QuarantinedError, SafelightError
+from safelight.message import Presence, Quarantined, Reply, now_ms
+from safelight.worker.pool import ChildDiedError, OverrunError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from safelight import settings
+    from safelight.brokers import Broker, Delivery
+    from safelight.worker.child import Outcome
+    from safelight.worker.pool import Pool
+
+__all__ = ["Consumer"]
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 1.0
+RETRY_SECONDS = 0.1
+WAITING_PER_CHILD = 1  # so that a child which ends a job finds the next one here
+
+
+@dataclass(eq=False)
+class _Held:
+    """A job of this worker, and where it stands."""
+
+    delivery: Delivery
+    task: asyncio.Task[None] | None = None
+    running: bool = False
+    withdrawn: bool = False
+
+
+class Consumer:
+    """One worker: `run` until `stop` is called. `pool` is entered and warm."""
+
+    def __init__(self, broker: Broker, pool: Pool, name: str, options: settings.Worker) -> None:
+        self._broker = broker
+        self._pool = pool
+        self._name = name
+        self._options = options
+        self._held: dict[Any, _Held] = {}
+        self._slots = options.concurrency * (1 + WAITING_PER_CHILD)
+        self._room = asyncio.Semaphore(self._slots)
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Take no more, give back what waits, finish what runs."""
+        if not self._stopping:
+            self._stopping = True
+            for held in self._held.values():
+                if not held.running and held.task is not None:
+                    held.task.cancel()
+
+    async def run(self) -> None:
+        """Work until stopped."""
+        async with asyncio.TaskGroup() as group:
+            beat = group.create_task(self._beat(), name="beat")
+            broken = group.create_task(self._watch_pool(), name="pool")
+            async with asyncio.TaskGroup() as jobs:
+                await self._take(jobs)
+            beat.cancel()
+            broken.cancel()
+
+    async def _watch_pool(self) -> None:
+        await asyncio.shield(self._pool.broken)
+
+    async def _take(self, group: asyncio.TaskGroup) -> None:
+        jobs = self._broker.jobs(self._name, lambda: self._stopping)
+        while True:
+            await self._room.acquire()
+            delivery = await anext(jobs, None)
+            if delivery is None:
+                return
+            if delivery.handle in self._held:  # we were frozen for longer than a lease, and took over from ourselves
+                self._room.release()
+                continue
+            held = self._held[delivery.handle] = _Held(delivery)
+            held.task = group.create_task(self._handle(held), name=f"job {delivery.job.id}")
+
+    async def _handle(self, held: _Held) -> None:
+        job = held.delivery.job
+        try:
+            await self._do(held)
+        except asyncio.CancelledError:
+            if held.withdrawn:
+                log.info("job %s was withdrawn", job.id)
+            elif self._stopping:
+                with suppress(BrokerAwayError):  # else its lease ends
+                    await self._broker.give_back(held.delivery, held.delivery.starts)
+            else:
+                raise
+        except BrokerAwayError:
+            log.warning("job %s is left to its lease: the broker is away", job.id)
+        finally:
+            del self._held[held.delivery.handle]
+            self._room.release()
+
+    async def _do(self, held: _Held) -> None:
+        delivery, job = held.delivery, held.delivery.job
+        if self._late(delivery):
+            return await self._refuse(held, DeadlinePassedError())
+        if unknown := [name for name, _ in job.operations if name not in self._pool.operations]:
+            log.info("job %s goes back: this worker does not offer %s", job.id, ", ".join(unknown))
+            await self._broker.give_back(delivery, delivery.starts)
+            return await asyncio.sleep(BEAT_SECONDS)  # so that another worker takes it
+        starts, cause = delivery.starts, f"a worker was killed while it worked on it, {delivery.starts} times"
+        while starts < self._options.attempts:
+            async with self._pool.child() as child:
+                held.running = True
+                if self._stopping and starts == delivery.starts:
+                    raise asyncio.CancelledError
+                if self._late(delivery):
+                    return await self._refuse(held, DeadlinePassedError())
+                starts += 1
+                await self._broker.start(delivery, starts)
+                until_deadline = (job.deadline - now_ms()) / 1_000 + self._options.max_clock_skew
+                try:
+                    outcome, image = await child.run(job, min(self._options.work_limit, until_deadline))
+                except OverrunError:
+                    if until_deadline <= self._options.work_limit:
+                        return await self._refuse(held, DeadlinePassedError())
+                    cause = f"it was still at work after {self._options.work_limit:g} s"
+                except ChildDiedError as exc:
+                    cause = exc.cause
+                else:
+                    if outcome.failure is None:
+                        return await self._answer(held, outcome, image)
+                    cause = outcome.failure
+            log.warning("job %s, attempt %d of %d: %s", job.id, starts, self._options.attempts, cause)
+        return await self._quarantine(held, starts, cause)
+
+    def _late(self, delivery: Delivery) -> bool:
+        return now_ms() > delivery.job.deadline + self._options.max_clock_skew * 1_000
+
+    async def _answer(self, held: _Held, outcome: Outcome, image: bytes) -> None:
+        reply = Reply(
+            id=held.delivery.job.id,
+            worker=self._name,
+            work=outcome.work,
+            facts=outcome.facts,
+            notes=outcome.notes,
+            error=outcome.error,
+            detail=outcome.detail,
+            image=image,
+        )
+        await self._patiently(held, lambda: self._broker.reply(held.delivery, reply))
+
+    async def _refuse(self, held: _Held, error: SafelightError) -> None:
+        reply = Reply(id=held.delivery.job.id, worker=self._name, error=error.code, detail=error.detail)
+        await self._patiently(held, lambda: self._broker.reply(held.delivery, reply))
+
+    async def _quarantine(self, held: _Held, attempts: int, cause: str) -> None:
+        job = held.delivery.job
+        log.error("job %s goes to quarantine after %d attempts: %s", job.id, attempts, cause)
+        record = Quarantined(
+            id=job.id,
+            cause=cause,
+            attempts=attempts,
+            worker=self._name,
+            at=now_ms(),
+            size=len(job.image),
+            job=replace(job, image=b""),
+        )
+        error = QuarantinedError()
+        reply = Reply(id=job.id, worker=self._name, error=error.code, detail=error.detail)
+        await self._patiently(held, lambda: self._broker.quarantine(held.delivery, record, reply))
+
+    async def _patiently(self, held: _Held, send: Callable[[], Awaitable[None]]) -> None:
+        """Send what is done; while the broker is away, try again until nobody waits for it any more."""
+        while True:
+            try:
+                return await send()
+            except BrokerAwayError:
+                if self._late(held.delivery):
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _beat(self) -> None:
+        away = False
+        while True:
+            presence = Presence(
+                worker=self._name,
+                operations=self._pool.operations,
+                free=0 if self._stopping else self._slots - len(self._held),
+                slots=self._slots,
+            )
+            try:
+                lost = await self._broker.beat([held.delivery for held in self._held.values()], presence)
+            except BrokerAwayError:
+                if not away:
+                    log.warning("the broker is away; waiting for it")
+                away = True
+            else:
+                if away:
+                    log.info("the broker is back")
+                away = False
+                for delivery in lost:
+                    held = self._held.get(delivery.handle)
+                    if held is not None and held.task is not None:
+                        held.withdrawn = True
+                        held.task.cancel()
+            await asyncio.sleep(BEAT_SECONDS)

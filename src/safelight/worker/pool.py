@@ -1,0 +1,277 @@
+"""C3: the child processes: started, fed through a memory file, killed, replaced.
+
+A child that crashes, hangs or overruns is killed; a new one takes its place. The pool knows which job did it, since a
+child has one job at a time. Nothing a child sends is trusted: headers are decoded to a fixed shape, and a result is
+copied out of the memory file once (by `pread`, never through a mapping: a child that cuts the file short could then
+end this process with SIGBUS) before anyone looks at it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from safelight.errors import ConfigurationError
+from safelight.worker.child import FRAME, MAX_FRAME, MAX_RESULT, Outcome, Ready, Request, frame
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from safelight.message import Job
+
+__all__ = ["Child", "ChildDiedError", "OverrunError", "Pool"]
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 30.0
+FAILED_STARTS = 5  # of children in a row: then the worker ends with the reason
+ENDING_SECONDS = 0.5  # a process that crashed is gone this long after its socket closed
+KEEP_MEMORY = 16 * 1024 * 1024  # a memory file that a big image made longer than this is emptied again
+
+# glibc gives memory back to the kernel after each image and faults it in again for the next; told to keep it, Pillow
+# mirrors a JPEG in 55 % of the time (`docs/why.md`).
+MALLOC = {
+    "MALLOC_TRIM_THRESHOLD_": "268435456",
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TOP_PAD_": "16777216",
+}
+# What a child's environment may hold: never the broker's URL.
+KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")
+
+
+class ChildDiedError(Exception):
+    """A child that ended, or sent what it should not; `cause` is for a person."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+class OverrunError(Exception):
+    """A child that was killed because its time was over."""
+
+
+def _memory_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("safelight", os.MFD_CLOEXEC)
+    descriptor, path = tempfile.mkstemp(prefix="safelight-")
+    os.unlink(path)  # noqa: PTH108 - it is a descriptor's name, no path of ours
+    return descriptor
+
+
+class Child:
+    """One child process; `run` one job at a time."""
+
+    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket, memory: int) -> None:
+        self._process = process
+        self._connection = connection
+        self._memory = memory
+        self.operations: list[str] = []
+
+    @classmethod
+    async def start(cls, modules: Sequence[str], address_space: int) -> Child:
+        """Start a child and wait until it is warm; `ConfigurationError` if it says why it cannot start."""
+        ours, theirs = socket.socketpair()
+        memory = _memory_file()
+        with theirs:
+            ours.setblocking(False)  # noqa: FBT003
+            command = [sys.executable, "-m", "safelight.worker.child", str(os.getpid())]
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                *(str(theirs.fileno()), str(memory), str(address_space), *modules),
+                stdin=asyncio.subprocess.DEVNULL,
+                env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ} | MALLOC,
+                pass_fds=(theirs.fileno(), memory),
+                start_new_session=True,  # Ctrl-C is for the consumer, which lets a running job finish
+            )
+        child = cls(process, ours, memory)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                ready = await child._receive(Ready)
+        except (TimeoutError, asyncio.CancelledError):
+            await child.kill()
+            raise
+        if ready.error is not None:
+            await child.kill()
+            raise ConfigurationError(ready.error)
+        child.operations = ready.operations
+        return child
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can take a job."""
+        return self._process.returncode is None and self._memory >= 0
+
+    async def run(self, job: Job, limit: float) -> tuple[Outcome, bytes]:
+        """The outcome of a job's operations and the resulting image (empty when there is none).
+
+        `OverrunError` after `limit` seconds, `ChildDiedError` when it ended; it is dead then. So it is when the
+        caller is cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        os.pwrite(self._memory, job.image, 0)
+        request = Request(len(job.image), job.operations, limit)
+        try:
+            async with asyncio.timeout(limit):
+                try:
+                    await loop.sock_sendall(self._connection, frame(request))
+                except OSError:
+                    raise await self._died() from None
+                outcome = await self._receive(Outcome)
+        except TimeoutError:
+            await self.kill()
+            raise OverrunError from None
+        except asyncio.CancelledError:
+            await self.kill()
+            raise
+        return outcome, await self._result(outcome, len(job.image))
+
+    async def _result(self, outcome: Outcome, given: int) -> bytes:
+        image = b""
+        if outcome.size >= 0:
+            image = os.pread(self._memory, outcome.size, 0) if outcome.size <= MAX_RESULT else b""
+            if len(image) != outcome.size:
+                await self.kill()
+                raise ChildDiedError("the child announced an image that is not there")
+        if max(given, len(image)) > KEEP_MEMORY:
+            os.ftruncate(self._memory, 0)
+        return image
+
+    async def _receive(self, kind: type[msgspec.Struct]) -> msgspec.Struct:
+        """One frame of this shape; anything else is a child that is not ours any more."""
+        try:
+            (length,) = FRAME.unpack(await self._exactly(FRAME.size))
+            if length > MAX_FRAME:
+                await self.kill()
+                raise ChildDiedError(f"the child announced a header of {length} bytes")
+            return msgspec.json.decode(await self._exactly(length), type=kind)
+        except (EOFError, OSError):
+            raise await self._died() from None
+        except msgspec.DecodeError as exc:
+            await self.kill()
+            raise ChildDiedError(f"the child sent what is not a {kind.__name__.lower()}: {exc}") from exc
+
+    async def _exactly(self, length: int) -> bytes:
+        loop, data = asyncio.get_running_loop(), b""
+        while len(data) < length:
+            more = await loop.sock_recv(self._connection, length - len(data))
+            if not more:
+                raise EOFError
+            data += more
+        return data
+
+    async def kill(self) -> None:
+        """End the child at once; done when it is gone."""
+        if self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+        if self._memory >= 0:
+            self._connection.close()
+            os.close(self._memory)
+            self._memory = -1
+
+    async def _died(self) -> ChildDiedError:
+        """How a child ended whose socket is closed: its own signal or code, if it ends by itself in a moment."""
+        try:
+            async with asyncio.timeout(ENDING_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            await self.kill()
+            return ChildDiedError("the child closed its socket and went on")
+        await self.kill()
+        code = self._process.returncode or 0
+        return ChildDiedError(f"the child was ended by {signal.Signals(-code).name}" if code < 0 else f"the child exited with {code}")
+
+
+class Pool:
+    """`size` children; `async with pool.child() as child` lends one that is warm, and replaces it if it died."""
+
+    def __init__(self, size: int, modules: Sequence[str], address_space: int) -> None:
+        self._size = size
+        self._modules = modules
+        self._address_space = address_space
+        self._idle: asyncio.Queue[Child] = asyncio.Queue()
+        self._children: set[Child] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failed = 0
+        self.operations: list[str] = []
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def __aenter__(self) -> Self:
+        for _ in range(self._size):
+            self._replace()
+        await asyncio.wait([*self._tasks, self.broken], return_when=asyncio.FIRST_COMPLETED)
+        if self.broken.done():
+            await self.__aexit__(None, None, None)
+            self.broken.result()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(child.kill() for child in self._children))
+
+    @property
+    def free(self) -> int:
+        """Children that wait for work."""
+        return self._idle.qsize()
+
+    @asynccontextmanager
+    async def child(self) -> AsyncIterator[Child]:
+        """The next child that is free and warm."""
+        while not (child := await self._idle.get()).alive:
+            self._discard(child)
+        try:
+            yield child
+        finally:
+            if child.alive:
+                self._idle.put_nowait(child)
+            else:
+                self._discard(child)
+
+    def _discard(self, child: Child) -> None:
+        self._children.discard(child)
+        self._replace()
+
+    def _replace(self) -> None:
+        task = asyncio.create_task(self._start(), name="child's start")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _start(self) -> None:
+        """Start a child, and again if it dies of it; after `FAILED_STARTS` in a row the pool is broken."""
+        while True:
+            try:
+                child = await Child.start(self._modules, self._address_space)
+            except (ConfigurationError, ChildDiedError, TimeoutError, OSError) as exc:
+                self._failed += 1
+                log.warning("a child did not start: %s", exc)
+                if isinstance(exc, ConfigurationError) or self._failed >= FAILED_STARTS:
+                    if not self.broken.done():
+                        self.broken.set_exception(ConfigurationError(f"No child process starts: {exc}"))
+                    return
+                continue
+            self._failed = 0
+            self.operations = child.operations
+            self._children.add(child)
+            self._idle.put_nowait(child)
+            return
