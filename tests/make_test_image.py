@@ -40,7 +40,7 @@ def wall(picture: Image.Image, dice: random.Random) -> None:
 
 
 def furniture(picture: Image.Image) -> None:
-    """The lamp, a line of drying prints, a table with trays, a bottle, a clock: nothing is where its mirror image is."""
+    """A lamp, drying prints, a table with trays, a bottle, a clock: nothing is where its mirror image would be."""
     draw = ImageDraw.Draw(picture)
     draw.line((LAMP[0], 0, LAMP[0], 120), fill=(20, 8, 8), width=5)
     draw.polygon(((190, 170), (310, 170), (280, 116), (220, 116)), fill=(40, 14, 14))

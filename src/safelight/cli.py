@@ -20,7 +20,7 @@ from rich.table import Table
 from safelight import __version__
 from safelight.brokers import embedded, open_broker
 from safelight.errors import BrokerAwayError, ConfigurationError, SafelightError
-from safelight.settings import Broker, Gateway, Up, Worker
+from safelight.settings import Broker, Gateway, Query, Up, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -141,6 +141,20 @@ def worker(*, broker: Broker = Broker(), worker: Worker = Worker()) -> None:  # 
     from safelight.worker.run import run  # noqa: PLC0415 - a gateway starts without an image library
 
     _run(lambda stop: run(_broker(broker), worker, stop=stop))
+
+
+@app.command
+def query(
+    paths: Annotated[list[str], Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    options: Query = Query(),  # noqa: B008
+) -> None:
+    """Post images to a gateway, many at a time: files, folders with all below them, - for standard input."""
+    from safelight.batch import query as post_all  # noqa: PLC0415 - servers start without an HTTP client
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    sys.exit(asyncio.run(post_all(options, paths, out, Console(stderr=True))))
 
 
 @app.command

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from cyclopts import Parameter
 
-__all__ = ["Broker", "Gateway", "Up", "Worker", "environment", "usable_cores"]
+__all__ = ["Broker", "Gateway", "Query", "Up", "Worker", "environment", "usable_cores"]
 
 MEGABYTE = 1024 * 1024
 
@@ -119,6 +119,20 @@ class Up:
     workers: int = option(
         min(usable_cores(), 8), "Worker processes. [default: usable cores, at most 8]"
     )
+
+
+@_flags
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """Images posted from the command line."""
+
+    url: str | None = option(None, "Address of the gateway. [default: http://localhost:PORT]")
+    port: int = option(Broker.port, "Port of a gateway on this machine, when no --url is given.", also="PORT")
+    operations: str | None = option(None, "Operations in order, with commas between them. [default: the gateway's]")
+    timeout: float = option(60.0, "Time for each image, with all its tries.", unit="s")
+    at_once: int = option(8, "Requests in flight.")
+    out: str | None = option(None, "Folder for the resulting images, named as the given ones; no file is overwritten.")
+    json: bool = option(default=False, help="Print a line of JSON for each image as it ends, instead of a table.")
 
 
 def environment(*settings: Any) -> dict[str, str]:

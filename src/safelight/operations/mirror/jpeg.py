@@ -11,14 +11,20 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from PIL import Image, JpegImagePlugin
+from PIL import JpegImagePlugin
 
 from safelight import formats
 from safelight.errors import ImageError
 from safelight.operations import Result
-from safelight.operations.mirror import exif, turbojpeg
+from safelight.operations.mirror import exif, pixels, turbojpeg
 from safelight.operations.mirror.exif import Axis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL import Image
 
 __all__ = ["Component", "Scan", "mirror", "scan"]
 
@@ -29,12 +35,13 @@ MAX_SCANS = 500
 """Each scan of a progressive picture is a pass over all of it; real ones have about 10."""
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
-_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7]")  # not within entropy-coded data: there FF is followed by 0 or a restart
-_FILL = re.compile(rb"\xff+")
+# Fill bytes may precede a marker; within entropy-coded data FF is followed by 0 or is a restart marker (D0 to D7).
+_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")
 _FRAMES = {0xC0: 0, 0xC1: 0, 0xC2: turbojpeg.PROGRESSIVE, 0xC9: turbojpeg.ARITHMETIC}
 _FRAMES[0xCA] = turbojpeg.PROGRESSIVE | turbojpeg.ARITHMETIC
 _OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF)  # lossless and hierarchical ones
-_DHT, _SOS, _APP0, _APP1, _APP2, _APP14, _COM = 0xC4, 0xDA, 0xE0, 0xE1, 0xE2, 0xEE, 0xFE
+_ALONE = (0x01, 0xD8)  # markers without a body
+_DHT, _END, _SOS, _APP0, _APP1, _APP2, _APP14, _COM = 0xC4, 0xD9, 0xDA, 0xE0, 0xE1, 0xE2, 0xEE, 0xFE
 
 # The code lengths of the two AC tables of T.81, annex K.3, which libjpeg uses when it does not make its own.
 _STANDARD_LENGTHS = {
@@ -68,7 +75,7 @@ class Scan:
     metadata: list[tuple[int, int, int]] = field(default_factory=list)  # (marker, start, end) of APPn and comments
     dropped: list[tuple[int, int]] = field(default_factory=list)  # previews and indices that would contradict it
     several: bool = False  # pictures, by the index of a multi-picture file
-    entropy_at: int = 0
+    has_pixels: bool = False
     end: int | None = None  # behind the EOI marker; None if there is none
 
     def is_aligned(self, axis: Axis) -> bool:
@@ -90,8 +97,7 @@ def mirror(image: bytes) -> Result:
     source, axis, library = _primary(image, found), found.exif.axis, turbojpeg.find()
     try:
         if library is not None and found.is_aligned(axis):
-            kind = found.kind & ~turbojpeg.OPTIMISED if found.kind & turbojpeg.PROGRESSIVE else found.kind
-            return Result(library.flip(source, axis, kind), notes={"mirror": "lossless", **notes})
+            return Result(library.flip(source, axis, found.kind), notes={"mirror": "lossless", **notes})
         if library is not None:
             library.check(source)  # Pillow would fill what is missing with grey
     except turbojpeg.DamageError as error:
@@ -102,37 +108,38 @@ def mirror(image: bytes) -> Result:
 def scan(image: bytes) -> Scan:
     """Read the headers up to the end of the first picture. Raises `ImageError` for what no decoder would take."""
     found = Scan()
-    position, segments, scans = 2, 0, 0
+    scans = 0
     try:
-        while True:
-            segments += 1
-            if segments > MAX_SEGMENTS or scans > MAX_SCANS:
-                raise ImageError(f"The JPEG has more than {MAX_SEGMENTS:,} segments or {MAX_SCANS} scans.")
-            if (match := _MARKER.search(image, position)) is None:
-                break
-            position = match.start() + 1
-            marker = image[position]
-            if marker == 0xFF:
-                position = _FILL.match(image, position).end() - 1  # type: ignore[union-attr]
-                continue
-            if marker == 0xD9:
-                found.end = position + 1
-                break
-            if marker in (0x01, 0xD8):
-                position += 1
-                continue
-            start, position = position + 3, position + 1 + (image[position + 1] << 8 | image[position + 2])
+        for segments, (marker, start, end) in enumerate(_segments(image)):
             if marker == _SOS:
                 scans += 1
-                found.entropy_at = found.entropy_at or position
-            elif not found.entropy_at or marker == _DHT:
-                _read_segment(found, marker, image[start:position], start, position)
+                found.has_pixels = True
+            elif marker == _END:
+                found.end = end
+            elif not found.has_pixels or marker == _DHT:
+                _read_segment(found, marker, image[start:end], start, end)
+            if segments > MAX_SEGMENTS or scans > MAX_SCANS:
+                raise ImageError(f"The JPEG has more than {MAX_SEGMENTS:,} segments or {MAX_SCANS} scans.")
     except IndexError:
         raise ImageError from None
-    if not (found.entropy_at and found.components):
+    if not (found.has_pixels and found.components):
         raise ImageError("The JPEG has no picture: it is damaged or cut short.")
     formats.check_dimensions(found.width, found.height)
     return found
+
+
+def _segments(image: bytes) -> Iterator[tuple[int, int, int]]:
+    """Every segment up to the end of the picture: its marker, where its body begins and ends."""
+    position = 2
+    while (match := _MARKER.search(image, position)) is not None:
+        position = match.end()
+        marker = image[position - 1]
+        if marker == _END:
+            yield marker, position, position
+            return
+        if marker not in _ALONE:
+            start, position = position + 2, position + (image[position] << 8 | image[position + 1])
+            yield marker, start, position
 
 
 def _read_segment(found: Scan, marker: int, body: bytes, start: int, end: int) -> None:
@@ -201,15 +208,14 @@ def _reencoded(source: bytes, axis: Axis) -> bytes:
     for marker, start, end in reversed(found.metadata):
         if marker not in (_APP0, _APP14):
             bare = bare[:start] + bare[end:]
-    flip = Image.Transpose.FLIP_LEFT_RIGHT if axis is Axis.HORIZONTAL else Image.Transpose.FLIP_TOP_BOTTOM
     out = io.BytesIO()
     try:
-        with Image.open(io.BytesIO(bare), formats=["JPEG"]) as picture:
+        with pixels.open_picture(bare, "JPEG") as picture:
             rgb = len(found.components) == 3 and _is_rgb(found)
             if len(found.components) == 3 and not rgb:
                 picture.draft("YCbCr", picture.size)  # no rounding through RGB and back
             sampling = JpegImagePlugin.get_sampling(picture) if picture.mode == "YCbCr" else 0
-            picture.transpose(flip).save(
+            picture.transpose(pixels.TRANSPOSE[axis]).save(
                 out,
                 "JPEG",
                 qtables=_tables(picture, found),
@@ -218,7 +224,7 @@ def _reencoded(source: bytes, axis: Axis) -> bytes:
                 optimize=bool(found.kind & turbojpeg.OPTIMISED),
                 keep_rgb=rgb,
             )
-    except (OSError, ValueError, KeyError, SyntaxError, Image.DecompressionBombError) as error:
+    except pixels.DECODER_ERRORS as error:
         raise ImageError from error
     return _with_metadata(out.getvalue(), kept)
 

@@ -25,7 +25,17 @@ from typing import Any
 from safelight import formats
 from safelight.operations.mirror.exif import Axis
 
-__all__ = ["ARITHMETIC", "OPTIMISED", "PROGRESSIVE", "DamageError", "Library", "candidates", "describe", "find", "open_library"]
+__all__ = [
+    "ARITHMETIC",
+    "OPTIMISED",
+    "PROGRESSIVE",
+    "DamageError",
+    "Library",
+    "candidates",
+    "describe",
+    "find",
+    "open_library",
+]
 
 PROGRESSIVE, ARITHMETIC, OPTIMISED = 32, 128, 256  # TJXOPT_…; a 2.x library knows only the first, and ignores the rest
 
@@ -88,7 +98,11 @@ class Library:
         transforms = ctypes.POINTER(_Transform)
         flags = [] if self.optimises else [ctypes.c_int]
         _typed(self._init, handle, [ctypes.c_int] if self.optimises else [])
-        _typed(self._transform, ctypes.c_int, [handle, ctypes.c_char_p, size, ctypes.c_int, buffers, sizes, transforms, *flags])
+        _typed(
+            self._transform,
+            ctypes.c_int,
+            [handle, ctypes.c_char_p, size, ctypes.c_int, buffers, sizes, transforms, *flags],
+        )
         _typed(self._error, ctypes.c_char_p, [handle])
         _typed(self._is_fatal, ctypes.c_int, [handle])
         _typed(self._alloc, ctypes.c_void_p, [size if self.optimises else ctypes.c_int])
@@ -139,7 +153,7 @@ class Library:
 
         info = Info()
         ctypes.CDLL(None).dladdr(ctypes.cast(self._destroy, ctypes.c_void_p), ctypes.byref(info))
-        return info.name.decode()
+        return str(info.name, "utf-8")
 
 
 def _typed(function: Any, returns: Any, arguments: list[Any]) -> None:

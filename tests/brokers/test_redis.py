@@ -1,0 +1,277 @@
+"""Redis and Valkey: the conformance suite on both servers, and a test for each fact that the driver's file relies on."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BrokerServer, free_port, wait_until
+from conformance import LEASE, Conformance, a_job, presence_of, until
+from redis.asyncio import Redis
+
+from safelight.brokers import open_broker
+from safelight.errors import BrokerAwayError, BrokerFullError, ConfigurationError
+from safelight.message import Quarantined, Reply, now_ms
+
+JOBS = "{safelight}:jobs"
+
+
+class TestRedis(Conformance):
+    @pytest.fixture
+    def server(self, broker_server: BrokerServer) -> BrokerServer:
+        return broker_server
+
+    @pytest.fixture
+    async def redis(self, server: BrokerServer) -> Any:
+        async with Redis(unix_socket_path=str(server.socket)) as client:
+            yield client
+
+    async def put_by_hand(self, server: BrokerServer, header: bytes, body: bytes) -> None:
+        server.command("XADD", JOBS, "*", "header", header, "body", body)
+
+    async def test_an_entry_of_other_fields_is_kept_aside(self, server: BrokerServer) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            server.command("XADD", JOBS, "*", "something", "else")
+            await gateway.send(a_job(inbox.name))
+            await worker.take()
+            assert len(await gateway.quarantined()) == 1
+
+    async def test_an_emptied_server_keeps_connections_and_loses_inboxes(self, server: BrokerServer) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            job = a_job(inbox.name)
+            await gateway.send(job)
+            held = await worker.take()
+            await worker.broker.beat([held], presence_of("worker-0"))
+            server.command("FLUSHALL")
+            assert await worker.broker.beat([held], presence_of("worker-0")) == [held]
+            await until(lambda: _true(inbox.renewed > 0))
+            await gateway.send(job)
+            await worker.answer(await worker.take())
+            await inbox.reply_to(job)
+
+    async def test_every_key_has_an_age(self, server: BrokerServer, redis: Any) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            for _ in range(2):
+                await gateway.send(a_job(inbox.name))
+            record = Quarantined(id="x", cause="", attempts=3, worker="", at=now_ms(), size=8)
+            await worker.broker.quarantine(await worker.take(), record, Reply(id="x"))
+            await worker.broker.beat([], presence_of("worker-0"))
+            keys = [key async for key in redis.scan_iter()]
+            assert len(keys) == 5
+            assert {key: await redis.pttl(key) > 0 for key in keys} == dict.fromkeys(keys, True)
+            assert all(key.startswith(b"{safelight}:") for key in keys)
+
+    async def test_a_killed_gateways_inbox_expires(self, server: BrokerServer, redis: Any) -> None:
+        async with self.gateway(server) as (_, inbox):
+            key = f"{{safelight}}:inbox:{inbox.name}"
+            await until(lambda: redis.pttl(key))
+            assert 0 < await redis.pttl(key) <= 60_000
+
+    async def test_replies_that_were_read_are_deleted(self, server: BrokerServer, redis: Any) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            for _ in range(10):
+                job = a_job(inbox.name)
+                await gateway.send(job)
+                await worker.answer(await worker.take(), image=b"x" * 1000)
+                await inbox.reply_to(job)
+
+            async def empty() -> bool:
+                return bool(await redis.xlen(f"{{safelight}}:inbox:{inbox.name}") == 0)
+
+            await until(empty)
+
+    async def test_a_job_older_than_every_timeout_is_deleted(self, server: BrokerServer, redis: Any) -> None:
+        async with self.worker(server) as worker:
+            await redis.xadd(JOBS, {"header": b"old"}, id=f"{now_ms() - 400_000}-0")
+            await redis.xadd(JOBS, {"header": b"younger"}, id=f"{now_ms() - 300_000}-0")
+            await worker.broker.beat([], presence_of("worker-0"))
+            assert await redis.xlen(JOBS) == 1
+
+    async def test_a_start_written_just_before_sigkill_arrives(self, server: BrokerServer, redis: Any) -> None:
+        script = (
+            "import asyncio, os, signal, sys\n"
+            "from safelight.brokers import open_broker\n"
+            "async def main():\n"
+            "    broker = open_broker(sys.argv[1], lease=0.5)\n"
+            "    delivery = await anext(broker.jobs('killed', lambda: False))\n"
+            "    await broker.start(delivery, 1)\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)\n"
+            "asyncio.run(main())\n"
+        )
+        async with self.gateway(server) as (gateway, inbox):
+            await gateway.send(a_job(inbox.name))
+            import sys
+
+            process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, server.url)
+            assert await process.wait() == -9
+            async with self.worker(server, "other") as other:
+                assert (await other.take()).starts == 1
+
+    async def test_full_memory_has_a_way_out(self, server: BrokerServer, redis: Any) -> None:
+        image = bytes(1_000_000)
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            jobs = [a_job(inbox.name, image) for _ in range(8)]
+            for job in jobs:
+                await gateway.send(job)
+            held = [await worker.take()]
+            await redis.config_set("maxmemory", (await redis.info("memory"))["used_memory"] - 100_000)
+            with pytest.raises(BrokerFullError):
+                await gateway.send(a_job(inbox.name, image))
+            assert await worker.broker.beat(held, presence_of("worker-0")) == []
+            for number, job in enumerate(jobs):
+                delivery = held.pop() if held else await worker.take()
+                await until(lambda d=delivery, n=number: _answered(worker, d, image[: 900_000 + n]))
+                assert await inbox.reply_to(job)
+            await gateway.send(a_job(inbox.name, image))
+
+    async def test_an_evicting_memory_policy_is_named(
+        self, server: BrokerServer, redis: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        await redis.config_set("maxmemory", "1gb")
+        await redis.config_set("maxmemory-policy", "volatile-lru")
+        async with self.end(server):
+            pass
+        assert "volatile-lru" in caplog.text
+        caplog.clear()
+        await redis.config_set("maxmemory-policy", "noeviction")
+        async with self.end(server):
+            pass
+        assert caplog.text == ""
+
+    async def test_connections_killed_again_and_again(self, server: BrokerServer, redis: Any) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            for _ in range(5):
+                job = a_job(inbox.name)
+                await until(lambda j=job: _sent(gateway, j))
+                await redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                delivery = await worker.take()
+                await until(lambda d=delivery: _answered(worker, d, b""))
+                await inbox.reply_to(job)
+            assert inbox.renewed > 0
+
+    async def test_a_server_that_answers_nothing_is_away(
+        self, server: BrokerServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("safelight.brokers.redis.ANSWER_SECONDS", 0.3)
+        async with self.end(server) as broker:
+            server.freeze()
+            try:
+                with pytest.raises(BrokerAwayError):
+                    await broker._pipe.one("PING", patience=0.3)
+                with pytest.raises(BrokerAwayError):
+                    await broker.backlog()
+            finally:
+                server.thaw()
+            assert await broker.backlog() == 0
+
+    async def test_a_cursor_finds_an_ended_lease_among_many_fresh_ones(self, server: BrokerServer, redis: Any) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server, "busy") as busy:
+            for _ in range(150):
+                await gateway.send(a_job(inbox.name))
+            held = [await busy.take() for _ in range(150)]
+            beating = asyncio.create_task(_beat_for_ever(busy, held[:-1]))
+            async with self.worker(server, "other") as other:
+                assert (await other.take()).job == held[-1].job
+            beating.cancel()
+
+    async def test_sending_again_leaves_no_double_behind(self, server: BrokerServer) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            job = a_job(inbox.name)
+            await gateway.send(job)
+            await gateway.send(job)
+            await worker.answer(await worker.take())
+            await inbox.reply_to(job)
+
+            async def gone() -> bool:
+                return await gateway.backlog() == 0
+
+            await until(gone)
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+async def _sent(gateway: Any, job: Any) -> bool:
+    try:
+        await gateway.send(job)
+    except BrokerAwayError:
+        return False
+    return True
+
+
+async def _answered(worker: Any, delivery: Any, image: bytes) -> bool:
+    try:
+        await worker.answer(delivery, image=image)
+    except BrokerAwayError:
+        return False
+    return True
+
+
+async def _beat_for_ever(worker: Any, held: list[Any]) -> None:
+    while True:
+        await worker.broker.beat(held, presence_of(worker.name))
+        await asyncio.sleep(LEASE / 5)
+
+
+@pytest.fixture
+def tls_server() -> Iterator[tuple[int, Path]]:
+    """Debian's redis-server with TLS, a password and its own authority's certificate."""
+    with tempfile.TemporaryDirectory() as folder:
+        certificate, key = Path(folder, "cert.pem"), Path(folder, "key.pem")
+        made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+        names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        subprocess.run([*made, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+        port = free_port()
+        options = {"port": "0", "tls-port": str(port), "requirepass": "secret word", "tls-auth-clients": "no"}
+        options |= {"tls-cert-file": str(certificate), "tls-key-file": str(key), "tls-ca-cert-file": str(certificate)}
+        command = ["redis-server", *(word for name, value in options.items() for word in (f"--{name}", value))]
+        process = subprocess.Popen([*command, "--save", "", "--dir", folder], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        wait_until(lambda: b"Ready to accept" in process.stdout.readline())
+        yield port, certificate
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "valkeys"])
+def test_tls_password_and_database(tls_server: tuple[int, Path], scheme: str) -> None:
+    port, certificate = tls_server
+
+    async def backlog(password: str) -> int:
+        url = f"{scheme}://:{password}@localhost:{port}/3?ssl_ca_certs={certificate}"
+        broker = open_broker(url, lease=LEASE)
+        try:
+            await broker.connect()
+            return await broker.backlog()
+        finally:
+            await broker.close()
+
+    assert asyncio.run(backlog("secret%20word")) == 0
+    with pytest.raises(ConfigurationError, match="refuses the user or the password"):
+        asyncio.run(backlog("wrong"))
+
+
+@pytest.mark.parametrize("url", ["http://localhost", "redis", "", "redis://localhost:port"])
+def test_a_url_that_cannot_be_used_is_a_sentence(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="URL"):
+        open_broker(url, lease=LEASE)
+
+
+def test_nobody_at_the_address_is_away() -> None:
+    async def connect() -> None:
+        broker = open_broker(f"valkey://127.0.0.1:{free_port()}/0", lease=LEASE)
+        begun = time.monotonic()
+        with pytest.raises(BrokerAwayError):
+            await broker.connect()
+        assert time.monotonic() - begun < 2
+        await broker.close()
+
+    asyncio.run(connect())

@@ -1,0 +1,232 @@
+"""Real servers for the tests: embedded Valkey, Debian's redis-server, and whole systems started by the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from safelight.brokers import embedded
+
+ROOT = Path(__file__).parent.parent
+TEST_IMAGE = ROOT / "test_image.jpg"
+STARTED_SECONDS = 30.0
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
+    """The first true value of `condition`, looked at again and again; fails after `seconds`."""
+    until = time.monotonic() + seconds
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > until:
+            pytest.fail(f"not within {seconds} s: {condition.__qualname__}")
+        time.sleep(0.01)  # the pace of looking, not a guess at how long something takes
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_folder() -> Iterator[Path]:
+    """Sockets and locks of the tests apart from those of a system that runs on this machine; a short path."""
+    folder = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
+    os.environ["XDG_RUNTIME_DIR"] = str(folder)
+    for name in [name for name in os.environ if name.startswith("SAFELIGHT_")]:
+        del os.environ[name]
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def image() -> bytes:
+    return TEST_IMAGE.read_bytes()
+
+
+@dataclass
+class BrokerServer:
+    """A Redis or Valkey of a test's own, on a Unix socket, which can be killed and started again."""
+
+    program: str
+    folder: Path
+    options: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+    lifeline: int = -1
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "broker.sock"
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+    def start(self) -> None:
+        reading, self.lifeline = os.pipe()
+        if self.program == "embedded":
+            command = embedded.server_command(self.socket, reading)
+        else:
+            command = [self.program, "--port", "0", "--unixsocket", str(self.socket), "--save", ""]
+        self.process = subprocess.Popen([*command, *self.options], pass_fds=(reading,), stdout=subprocess.DEVNULL)
+        os.close(reading)
+        wait_until(self.answers)
+
+    def answers(self) -> bool:
+        return self.command("PING") == b"+PONG"
+
+    def command(self, *words: str | bytes) -> bytes:
+        """The first line of the answer to one command; empty while the server is away."""
+        data = b"".join(
+            b"$%d\r\n%b\r\n" % (len(word), word) for word in (w.encode() if isinstance(w, str) else w for w in words)
+        )
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(self.socket))
+                connection.sendall(b"*%d\r\n" % len(words) + data)
+                return connection.makefile("rb").readline().strip()
+        except OSError:
+            return b""
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is kept, and nobody is told."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        os.close(self.lifeline)
+        self.process = None
+
+    def freeze(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.kill()
+
+
+@pytest.fixture(params=["embedded", "redis-server"])
+def broker_server(request: pytest.FixtureRequest, runtime_folder: Path) -> Iterator[BrokerServer]:
+    """A running server: the embedded Valkey, then Debian's redis-server."""
+    if request.param != "embedded" and shutil.which(request.param) is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{request.param} is not installed, and in CI no broker's tests may be skipped")
+        pytest.skip(f"{request.param} is not installed")
+    server = BrokerServer(request.param, Path(tempfile.mkdtemp(dir=runtime_folder)))
+    server.start()
+    yield server
+    server.stop()
+
+
+@dataclass
+class System:
+    """A whole system, started by `safelight up`."""
+
+    port: int
+    store: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+    client: httpx.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=90)
+
+    def post(self, image: bytes, query: str = "", **headers: str) -> httpx.Response:
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.client.post(f"/query{query}", files={"image": ("picture.jpg", image)}, headers=given)
+
+    def parts(self, name: str) -> list[psutil.Process]:
+        """The running processes whose command line holds `name`: gateway, worker, worker.child, valkey-server."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                words = process.cmdline()
+                if words[-1:] == [name] or any(name in word for word in words[:3]):
+                    found.append(process)
+        return found
+
+    def part(self, name: str) -> psutil.Process:
+        return self.parts(name)[0]
+
+    def ready(self) -> bool:
+        try:
+            return self.client.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it and return its exit code; fails if it leaves a process behind."""
+        running = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=30)
+        self.client.close()
+        _, alive = psutil.wait_procs(running, timeout=10)
+        assert not alive, f"left behind: {alive}"
+        return code
+
+
+def start_system(folder: Path, *options: str, wait: bool = True, **variables: str) -> System:
+    """`safelight up` on a free port, saving below `folder`; `variables` join its environment."""
+    port, store, log = free_port(), folder / "mirrored", folder / "up.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "safelight", "up", "--port", str(port), "--store", str(store), *options],
+            env=os.environ | variables,
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    system = System(port, store, process, log)
+    if wait:
+        try:
+            wait_until(lambda: system.ready() or process.poll() is not None, STARTED_SECONDS)
+            assert process.poll() is None, log.read_text()
+        except BaseException:
+            process.kill()
+            raise
+    return system
+
+
+@pytest.fixture(scope="session")
+def shared_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One system for all tests that leave it as they found it."""
+    system = start_system(tmp_path_factory.mktemp("shared"), SAFELIGHT_BODY_TIMEOUT="2")
+    yield system
+    assert system.stop() == 0
+
+
+@pytest.fixture
+def new_system(tmp_path: Path) -> Iterator[Callable[..., System]]:
+    """A function that starts a system of the test's own."""
+    started: list[System] = []
+
+    def start(*options: str, **keywords: Any) -> System:
+        started.append(start_system(tmp_path, *options, **keywords))
+        return started[-1]
+
+    yield start
+    for system in started:
+        if system.process.poll() is None:
+            system.stop()
+        system.client.close()

@@ -1,0 +1,223 @@
+"""JPEGs that are re-encoded, and what happens to metadata and further pictures."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageChops, ImageOps, ImageStat
+
+from safelight.errors import ImageError, TooManyPixelsError
+from safelight.operations.mirror import exif, jpeg, turbojpeg
+
+TEST_IMAGE = Path(__file__).parents[2] / "test_image.jpg"
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (193, 121), **options: object) -> bytes:
+    out = io.BytesIO()
+    with Image.open(TEST_IMAGE) as scene:
+        scene.crop((180, 100, 180 + size[0], 100 + size[1])).convert(mode).save(out, "JPEG", **options)
+    return out.getvalue()
+
+
+def opened(data: bytes | None) -> Image.Image:
+    assert data is not None
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def difference(one: Image.Image, other: Image.Image) -> float:
+    """The mean difference, over all bands, in levels."""
+    return max(ImageStat.Stat(ImageChops.difference(one, other)).mean)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("RGB", {"subsampling": "4:2:2", "quality": 90}),
+        ("RGB", {"subsampling": "4:4:4", "optimize": True}),
+        ("RGB", {"progressive": True}),
+        ("RGB", {"keep_rgb": True, "quality": 95}),
+        ("RGB", {"qtables": [[7] * 64]}),
+        ("RGB", {"qtables": [[7] * 64, [9] * 64, [11] * 64]}),
+        ("L", {}),
+        ("L", {"progressive": True}),
+        ("CMYK", {}),
+    ],
+)
+def test_an_unaligned_picture_is_encoded_like_its_source(mode: str, options: dict[str, object]) -> None:
+    source = picture(mode, **options)
+    result = jpeg.mirror(source)
+    assert result.notes == {"mirror": "reencoded"}
+    before, after = opened(source), opened(result.image)
+    assert after.mode == before.mode
+    assert after.quantization == before.quantization
+    assert after.layer == before.layer
+    assert after.info == before.info
+    assert jpeg.scan(result.image).kind == jpeg.scan(source).kind
+    assert len(result.image) < 1.06 * len(source)
+    assert difference(after, ImageOps.mirror(before)) < 1.2
+
+
+def test_without_a_library_everything_is_reencoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turbojpeg, "find", lambda: None)
+    source = TEST_IMAGE.read_bytes()
+    result = jpeg.mirror(source)
+    assert result.notes == {"mirror": "reencoded"}
+    assert difference(opened(result.image), ImageOps.mirror(opened(source))) < 1
+    assert jpeg.mirror(source[:-2]).image == result.image
+    with pytest.raises(ImageError):
+        jpeg.mirror(source[: len(source) // 2])
+
+
+def test_a_sampling_that_pillow_cannot_write_becomes_444() -> None:
+    source = bytearray(picture(size=(160, 96), subsampling="4:2:2"))
+    at = source.index(b"\xff\xc0")
+    source[at + 11] = 0x12  # 4:4:0: the same number of blocks, in another order
+    after = opened(jpeg.mirror(source.replace(b"\0\x60\0\xa0", b"\0\x60\0\x9f")).image)
+    assert [part[1:3] for part in after.layer] == [(1, 1)] * 3
+
+
+def test_ycck_becomes_cmyk_of_the_same_colours() -> None:
+    source = picture("CMYK", (193, 121), quality=95)
+    at = source.index(b"Adobe") + 11
+    ycck = source[:at] + b"\2" + source[at + 1 :]  # false colours, but YCCK
+    before, after = opened(ycck), opened(jpeg.mirror(ycck).image)
+    assert (before.info["adobe_transform"], after.info["adobe_transform"]) == (2, 0)
+    assert difference(after, ImageOps.mirror(before)) < 6
+
+
+def test_metadata_of_a_reencoded_picture_is_kept_byte_for_byte() -> None:
+    options = {"icc_profile": bytes(range(256)) * 600, "comment": b"a comment", "xmp": b"<x/>", "dpi": (300, 200)}
+    source = picture(exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0", **options)
+    result = jpeg.mirror(source)
+    segments = [source[start:end] for _, start, end in jpeg.scan(source).metadata]
+    assert len(segments) == 7
+    assert [result.image[start:end] for _, start, end in jpeg.scan(result.image).metadata] == segments
+    assert opened(result.image).info == opened(source).info
+
+
+def exif_with_thumbnail(orientation: int, thumbnail: bytes, order: str = ">") -> bytes:
+    """IFD0 with an orientation, IFD1 with a JPEG thumbnail."""
+    mark = b"MM\0*" if order == ">" else b"II*\0"
+    ifd0 = struct.pack(f"{order}HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 26)
+    ifd1 = struct.pack(f"{order}HHHIIHHII", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, len(thumbnail), 0)
+    return b"Exif\0\0" + mark + struct.pack(f"{order}I", 8) + ifd0 + ifd1 + thumbnail
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("size", [(192, 128), (193, 121)])
+def test_a_thumbnail_never_contradicts_the_picture(order: str, size: tuple[int, int]) -> None:
+    data = exif_with_thumbnail(3, picture(size=(32, 16)), order)
+    source = picture(size=size, exif=data)
+    assert exif.read(data) == exif.Exif(3, 6 + 8 + 14)
+    assert opened(source).getexif().get_ifd(0xFFFFFFFF - 1 + 0) == {}  # a directory that is not there
+    mirrored = opened(jpeg.mirror(source).image)
+    kept = mirrored.info["exif"]
+    assert len(kept) == len(data)
+    assert exif.read(kept) == exif.Exif(3, None)
+    assert mirrored.getexif()[0x0112] == 3
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff", b"XX*\0\x08\0\0\0"]
+)
+def test_damaged_exif_says_nothing(data: bytes) -> None:
+    assert exif.read(data) == exif.Exif()
+    assert exif.without_thumbnail(data) == data
+
+
+@given(st.binary(max_size=60))
+def test_exif_is_never_an_exception(data: bytes) -> None:
+    found = exif.read(b"MM\0*\0\0\0\x08" + data)
+    assert 1 <= found.orientation <= 8
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(192, 128), (192, 121), (193, 128), (193, 121)])
+def test_mirrored_means_as_displayed(orientation: int, size: tuple[int, int]) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = orientation
+    source = picture(size=size, exif=turned, subsampling="4:4:4", quality=95)
+    result = jpeg.mirror(source)
+    edge = size[0] if orientation < 5 else size[1]
+    assert result.notes["mirror"] == ("lossless" if edge % 8 == 0 else "reencoded")
+    before, after = opened(source), opened(result.image)
+    assert after.getexif()[0x0112] == orientation
+    expected = ImageOps.mirror(ImageOps.exif_transpose(before))
+    shown = ImageOps.exif_transpose(after)
+    assert difference(shown, expected) < 0.6
+    assert difference(shown, ImageOps.mirror(expected)) > 5
+
+
+def test_further_pictures_are_dropped_with_a_note() -> None:
+    out = io.BytesIO()
+    with Image.open(TEST_IMAGE) as scene:
+        scene.save(out, "MPO", save_all=True, append_images=[scene.resize((512, 344))])
+    assert opened(out.getvalue()).n_frames == 2
+    result = jpeg.mirror(out.getvalue())
+    assert result.notes == {"mirror": "lossless", "mirror-dropped": "extra pictures"}
+    assert opened(result.image).format == "JPEG"
+    assert b"MPF\0" not in result.image
+
+
+def test_data_after_the_picture_is_dropped_with_a_note() -> None:
+    result = jpeg.mirror(TEST_IMAGE.read_bytes() + b"\0\0ftyp a film")
+    assert result.notes == {"mirror": "lossless", "mirror-dropped": "data after the picture"}
+    assert result.image.endswith(b"\xff\xd9")
+
+
+@pytest.mark.parametrize(
+    ("marker", "precision", "sentence"),
+    [(0xC3, 8, "Lossless and hierarchical"), (0xC5, 8, "Lossless and hierarchical"), (0xC1, 12, "12 bits a sample")],
+)
+def test_kinds_that_no_decoder_here_takes(marker: int, precision: int, sentence: str) -> None:
+    data = picture().replace(b"\xff\xc0\0\x11\x08", bytes([0xFF, marker, 0, 0x11, precision]))
+    with pytest.raises(ImageError, match=sentence):
+        jpeg.mirror(data)
+
+
+def test_too_many_pixels_are_refused_by_the_header() -> None:
+    source = picture()
+    at = source.index(b"\xff\xc0") + 5
+    with pytest.raises(TooManyPixelsError):
+        jpeg.mirror(source[:at] + struct.pack(">HH", 60_000, 60_000) + source[at + 4 :])
+
+
+def test_fill_bytes_before_markers() -> None:
+    source = picture(size=(192, 128))
+    at = source.index(b"\xff\xdb")
+    assert jpeg.mirror(source[:at] + b"\xff" * 9 + source[at:]).image == jpeg.mirror(source).image
+
+
+SMALL = {"aligned": picture(size=(32, 16)), "unaligned": picture(size=(33, 17)), "many": picture(progressive=True)}
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(sorted(SMALL)), st.data())
+def test_a_cut_picture_never_passes(name: str, data: st.DataObject) -> None:
+    source = SMALL[name]
+    at = data.draw(st.integers(2, len(source) - 3))
+    if name == "many":  # whose last scans may be missing without a trace
+        at = min(at, source.rindex(b"\xff\xda", 0, len(source) * 3 // 4))
+    with pytest.raises(ImageError):
+        jpeg.mirror(source[:at] if name != "many" else source[: max(at - 30, 2)])
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 6), st.integers(1, 6), st.binary(min_size=48, max_size=48), st.booleans())
+def test_mirrored_twice_is_the_source(across: int, down: int, pixels: bytes, progressive: bool) -> None:
+    noise = Image.frombytes("RGB", (4, 4), pixels).resize((16 * across, 16 * down), Image.Resampling.NEAREST)
+    out = io.BytesIO()
+    noise.save(out, "JPEG", progressive=progressive)
+    once = jpeg.mirror(out.getvalue())
+    twice = jpeg.mirror(once.image)
+    assert once.notes["mirror"] == twice.notes["mirror"] == "lossless"
+    # Equal coefficients decode to equal pixels, and single pixels show a swapped or shifted block.
+    assert opened(twice.image).tobytes() == opened(out.getvalue()).tobytes()
