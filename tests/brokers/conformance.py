@@ -330,7 +330,7 @@ class Conformance:
             with pytest.raises(BrokerAwayError):
                 await worker.broker.beat([held], presence_of("worker-0"))
             server.start()
-            await until(lambda: _is_true(lambda: inbox.renewed > 0))
+            await until(lambda: _is_true(lambda: inbox.renewed > 0), seconds=3)
             await gateway.send(job)
             await worker.answer(await worker.take())
             await inbox.reply_to(job)

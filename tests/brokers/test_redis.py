@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ class TestRedis(Conformance):
             await worker.broker.beat([held], presence_of("worker-0"))
             server.command("FLUSHALL")
             assert await worker.broker.beat([held], presence_of("worker-0")) == [held]
-            await until(lambda: _true(inbox.renewed > 0))
+            await until(lambda: _true(inbox.renewed > 0), seconds=3)
             await gateway.send(job)
             await worker.answer(await worker.take())
             await inbox.reply_to(job)
@@ -106,8 +107,6 @@ class TestRedis(Conformance):
         )
         async with self.gateway(server) as (gateway, inbox):
             await gateway.send(a_job(inbox.name))
-            import sys
-
             process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, server.url)
             assert await process.wait() == -9
             async with self.worker(server, "other") as other:

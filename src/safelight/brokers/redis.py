@@ -166,11 +166,11 @@ class _Pipe:
     async def _read(self, connection: AbstractConnection) -> None:
         try:
             while True:
-                answer = await self._answer(connection)
-                count, answers = self._waiting.popleft()
-                batch = [answer]
-                for _ in range(count - 1):
-                    batch.append(await self._answer(connection))  # noqa: PERF401 - the awaits are the point
+                batch = [await self._answer(connection)]
+                count, answers = self._waiting[0]  # still among those that fail if the connection is lost in between
+                while len(batch) < count:
+                    batch.append(await self._answer(connection))
+                self._waiting.popleft()
                 if not answers.done():
                     answers.set_result(batch)
         except (driver.RedisError, OSError, IndexError) as exc:

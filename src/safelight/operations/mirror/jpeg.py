@@ -95,6 +95,8 @@ def mirror(image: bytes) -> Result:
     elif found.end is not None and image[found.end : found.end + 4096].strip(b"\0\r\n\xff"):
         notes["mirror-dropped"] = "data after the picture"
     source, axis, library = _primary(image, found), found.exif.axis, turbojpeg.find()
+    if found.end is None and library is not None:
+        source += _EOI  # that alone may be missing; whatever else is, the library warns of (but Pillow does not)
     try:
         if library is not None and found.is_aligned(axis):
             return Result(library.flip(source, axis, found.kind), notes={"mirror": "lossless", **notes})
@@ -187,13 +189,11 @@ def _is_optimised(tables: bytes) -> bool:
 
 
 def _primary(image: bytes, found: Scan) -> bytes:
-    """The first picture alone, with an end, and without a preview that would contradict it mirrored."""
+    """The first picture alone, without a preview that would contradict it mirrored."""
     if found.exif.thumbnail_at is not None and found.exif_at is not None:
         start, end = found.exif_at
         image = image[:start] + exif.without_thumbnail(image[start:end]) + image[end:]
-    if found.end is None:
-        image += _EOI  # alone it does no harm; coefficients that are missing show in the library's warning
-    elif found.end != len(image):
+    if found.end is not None and found.end != len(image):
         image = image[: found.end]
     for start, end in reversed(found.dropped):
         image = image[:start] + image[end:]
