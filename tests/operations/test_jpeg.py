@@ -101,6 +101,15 @@ def test_metadata_of_a_reencoded_picture_is_kept_byte_for_byte() -> None:
     assert opened(result.image).info == opened(source).info
 
 
+def test_an_adobe_segment_stays_if_the_encoder_writes_none() -> None:
+    adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\1"
+    source = picture()
+    source = source[:2] + adobe + source[2 + 18 :]  # in the place of JFIF
+    after = opened(jpeg.mirror(source).image)
+    assert (after.info["adobe_transform"], "jfif" in after.info) == (1, False)
+    assert difference(after, ImageOps.mirror(opened(source))) < 2
+
+
 def exif_with_thumbnail(orientation: int, thumbnail: bytes, order: str = ">") -> bytes:
     """IFD0 with an orientation, IFD1 with a JPEG thumbnail."""
     mark = b"MM\0*" if order == ">" else b"II*\0"

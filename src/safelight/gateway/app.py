@@ -24,6 +24,7 @@ from starlette.routing import Route
 
 from safelight import formats
 from safelight.errors import (
+    DeadlinePassedError,
     InternalError,
     MalformedRequestError,
     MethodNotAllowedError,
@@ -38,7 +39,7 @@ from safelight.gateway.upload import Upload
 from safelight.message import Job, new_id, now_ms
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from safelight import settings
     from safelight.gateway.admission import Admission, Place
@@ -55,8 +56,11 @@ log = logging.getLogger(__name__)
 DEFAULT_OPERATIONS = "size,mirror"
 DEFAULT_TIMEOUT = 60.0
 LONGEST_TIMEOUT = 300.0
+UNKNOWN_TYPE = "application/octet-stream"
 MAX_OPERATIONS = 32
+MAX_NAME = 64  # of an operation; `message.py` takes 256, and no worker can read a job with a longer one
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*")')  # RFC 9110, 13.1.2: compared without regard to W/
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context, 3.2
 NOTE_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 NOT_PRINTABLE = re.compile(r"[^\x20-\x7e]")
@@ -88,6 +92,7 @@ class App:
     def __init__(
         self,
         options: settings.Gateway,
+        *,
         dispatch: Dispatch,
         workers: Workers,
         admission: Admission,
@@ -102,7 +107,7 @@ class App:
         self._metrics = metrics
         self._openapi = resources.files("safelight.gateway").joinpath("openapi.json").read_bytes()
         self.draining = False
-        self._routes: ASGIApp = Starlette(
+        self._routes = Starlette(
             routes=[
                 Route("/query", self.query, methods=["POST"]),
                 Route("/images/{name:path}", self.image, methods=["GET"]),
@@ -119,6 +124,7 @@ class App:
                 Exception: self._failed,
             },
         )
+        self._routes.router.redirect_slashes = False  # a redirect loses the body of `curl -F`; 404 says where to post
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Every response gets its id and its timing, whoever made it."""
@@ -145,13 +151,13 @@ class App:
     async def query(self, request: Request) -> Response:
         """Work on one image."""
         trace: Trace = request.scope["trace"]
-        wanted = Wanted(request.headers.get("accept", ""))
+        wanted = Wanted(", ".join(request.headers.getlist("accept")))
         timeout = _timeout(request.query_params.get("timeout"))
         names = _operations(request.query_params.get("operations", DEFAULT_OPERATIONS))
         self._dispatch.check()
         self._workers.check(names)
         with self._admission.enter(self._announced(request)) as place:
-            image, _ = await self._upload(request, place)
+            image, _ = await self._upload(request, place, timeout)
             trace.phases["upload"] = time.perf_counter() - trace.begun
             left = timeout - trace.phases["upload"]
             job = Job(
@@ -177,7 +183,7 @@ class App:
             raise TooLargeError(f"The image is over {self._options.max_upload:,} bytes, the most that is taken.")
         return announced
 
-    async def _upload(self, request: Request, place: Place) -> tuple[bytes, formats.Format]:
+    async def _upload(self, request: Request, place: Place, timeout: float) -> tuple[bytes, formats.Format]:
         request.scope["trace"].body_begun = True
         upload = Upload(
             request.headers.get("content-type", ""),
@@ -185,13 +191,17 @@ class App:
             body_timeout=self._options.body_timeout,
             grow=place.grow,
         )
-        return await upload.read(request.stream())
+        try:
+            async with asyncio.timeout(timeout):
+                return await upload.read(request.stream())
+        except TimeoutError:
+            raise DeadlinePassedError from None
 
     async def _ask(self, request: Request, job: Job, timeout: float) -> Reply:
         """The reply to a job; the job is given up as soon as its client goes away."""
         answer = asyncio.create_task(self._dispatch.ask(job, timeout), name=f"request {job.id}")
         # After the body, the next thing to be received is that the client went away.
-        gone = asyncio.create_task(request.receive(), name=f"client of {job.id}")
+        gone = asyncio.ensure_future(request.receive())
         try:
             await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
@@ -218,13 +228,15 @@ class App:
         media_type = None
         if reply.image:
             found = formats.sniff(reply.image[: formats.HEAD_BYTES])
-            media_type = found.media_type if found else "application/octet-stream"
+            media_type = found.media_type if found else UNKNOWN_TYPE
+        as_image = wanted.image(media_type)  # before anything is saved: a failure leaves nothing
+        if reply.image:
             name = f"{job.id}.{found.extension if found else 'bin'}"
             begun = time.perf_counter()
             await self._store.save(name, reply.image)
             trace.phases["store"] = time.perf_counter() - begun
             headers["Link"] = f'</images/{name}>; rel="related"; type="{media_type}"'
-        if wanted.image(media_type):
+        if as_image:
             return Response(reply.image, media_type=media_type, headers=headers)
         body = {"status": "SUCCESS"} | {name: fact for name, fact in reply.facts.items() if name != "status"}
         return Response(json.dumps(body), media_type="application/json", headers=headers)
@@ -237,42 +249,46 @@ class App:
             raise NotFoundError("There is no such image.")
         # The name holds the job's id and an image is never changed: the name is its own validator.
         headers = {"ETag": f'"{name}"', "Cache-Control": "private, max-age=31536000, immutable"}
-        if request.headers.get("if-none-match") in (headers["ETag"], "*"):
+        known = ", ".join(request.headers.getlist("if-none-match"))
+        if known.strip() == "*" or headers["ETag"] in ENTITY_TAG.findall(known):
             return Response(status_code=304, headers=headers)
+        # A Range may be ignored (RFC 9110, 14.2); Starlette answers one that it cannot read with a 400 of its own.
+        request.scope["headers"] = [given for given in request.scope["headers"] if given[0] != b"range"]
         extension = name.rpartition(".")[2]
-        media_type = next((f.media_type for f in formats.FORMATS if f.extension == extension), "application/octet-stream")
-        return FileResponse(path, media_type=media_type, headers=headers | {"X-Content-Type-Options": "nosniff"})
+        media_type = next((f.media_type for f in formats.FORMATS if f.extension == extension), UNKNOWN_TYPE)
+        headers |= {"X-Content-Type-Options": "nosniff", "Accept-Ranges": "none"}
+        return FileResponse(path, media_type=media_type, headers=headers)
 
-    async def livez(self, request: Request) -> Response:  # noqa: ARG002 - the shape of an endpoint
+    async def livez(self, request: Request) -> Response:
         """This process answers; nothing else is asked."""
         return Response("ok\n", media_type="text/plain")
 
-    async def readyz(self, request: Request) -> Response:  # noqa: ARG002
+    async def readyz(self, request: Request) -> Response:
         """New requests would be worked on: broker reachable, a worker's beat fresh, not draining."""
         ready = self._dispatch.ready and not self.draining
         return Response("ready\n" if ready else "not ready\n", 200 if ready else 503, media_type="text/plain")
 
-    async def exposition(self, request: Request) -> Response:  # noqa: ARG002
+    async def exposition(self, request: Request) -> Response:
         """Metrics for Prometheus."""
         return Response(self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def openapi(self, request: Request) -> Response:  # noqa: ARG002
+    async def openapi(self, request: Request) -> Response:
         """The description of this API."""
         return Response(self._openapi, media_type="application/json")
 
     async def _failed(self, request: Request, raised: Exception) -> Response:
         error = _ours(raised)
         trace: Trace = request.scope["trace"]
-        if request.url.path == "/query":
+        if request.scope["path"] == "/query":
             self._metrics.answered(error.code, trace.phases)
         headers = dict(getattr(raised, "headers", None) or {})
         if error.status == 503:
             headers["Retry-After"] = str(self._admission.retry_after())
-        if "expect" in request.headers and not trace.body_begun:
-            headers["Connection"] = "close"  # its body was not asked for, and must not be taken for a next request
+        if error.status == 408 or ("expect" in request.headers and not trace.body_begun):
+            headers["Connection"] = "close"  # a body that nobody waits for must not be taken for a next request
         return Response(error_body(error), error.status, headers, media_type="application/json")
 
-    async def _left(self, request: Request, raised: Exception) -> Response:  # noqa: ARG002
+    async def _left(self, request: Request, raised: Exception) -> Response:
         """Nobody is there to read this."""
         self._metrics.answered("client_left", request.scope["trace"].phases)
         return Response(status_code=400)
@@ -300,9 +316,10 @@ def _timeout(given: str | None) -> float:
 
 def _operations(given: str) -> list[str]:
     names = [name.strip() for name in given.split(",")]
-    if not all(names) or len(names) > MAX_OPERATIONS or len(given) > 2_000:
+    if len(names) > MAX_OPERATIONS or not all(1 <= len(name) <= MAX_NAME for name in names):
         raise MalformedRequestError(
-            f"operations must be 1 to {MAX_OPERATIONS} names with commas between them, as in ?operations=size,mirror."
+            f"operations must be 1 to {MAX_OPERATIONS} names of at most {MAX_NAME} characters "
+            "with commas between them, as in ?operations=size,mirror."
         )
     return names
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from safelight.brokers import Renewed
-from safelight.errors import BrokerAwayError, BrokerFullError, DeadlinePassedError, SafelightError
+from safelight.errors import BrokerAwayError, BrokerFullError, DeadlinePassedError, InternalError, SafelightError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,6 +105,9 @@ class Dispatch:
         except BrokerAwayError:
             self._unsent[pending.job.id] = None
             self._something_unsent.set()
+        except InternalError as exc:  # one that refuses our commands is as good as away; the reason is for the log
+            log.error("job %s cannot be sent: %s", pending.job.id, exc.detail)  # noqa: TRY400 - no defect of ours
+            raise BrokerAwayError from exc
 
     def _withdraw(self, job_id: str) -> None:
         async def withdraw() -> None:
@@ -130,14 +133,15 @@ class Dispatch:
             await self._something_unsent.wait()
             self._something_unsent.clear()
             for job_id in list(self._unsent):
+                self._unsent.pop(job_id, None)  # first: while it is being sent it may come to need it again
                 pending = self._pending.get(job_id)
                 if pending is not None and not pending.reply.done():
                     try:
                         await self._broker.send(pending.job)
-                    except BrokerAwayError:
+                    except SafelightError:
+                        self._unsent[job_id] = None
                         self._something_unsent.set()
                         break
-                self._unsent.pop(job_id, None)
             await asyncio.sleep(RESEND_SECONDS)
 
     async def _beat(self) -> None:
@@ -146,9 +150,9 @@ class Dispatch:
             try:
                 presences = await self._broker.presence()
                 self.backlog = await self._broker.backlog()
-            except BrokerAwayError:
+            except SafelightError as exc:
                 if self._away_since is None:
-                    log.warning("the broker is away")
+                    log.warning("the broker is away: %s", exc.detail)
                     self._away_since = begun
             else:
                 if self._away_since is not None:

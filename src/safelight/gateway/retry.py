@@ -23,9 +23,7 @@ __all__ = ["retry"]
 async def retry(broker: Broker, job: Job, image: bytes, *, timeout: float, lease: float) -> Reply:
     """The reply to the job, all its attempts before it again; its failure is raised as its `SafelightError`."""
     dispatch = Dispatch(broker, new_id(), Workers(window=2 * lease))
-    anew = replace(
-        job, image=image, starts=0, reply_to=dispatch.inbox, deadline=now_ms() + round(timeout * 1_000)
-    )
+    anew = replace(job, image=image, starts=0, reply_to=dispatch.inbox, deadline=now_ms() + round(timeout * 1_000))
     running = asyncio.create_task(dispatch.run(), name="dispatch")
     try:
         reply = await dispatch.ask(anew, timeout)

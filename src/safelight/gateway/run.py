@@ -29,9 +29,7 @@ DRAIN_DELAY_SECONDS = 5.0
 CONNECT_SECONDS = 0.5
 
 
-async def run(
-    broker: Broker, options: settings.Gateway, *, port: int, lease: float, stop: asyncio.Event
-) -> None:
+async def run(broker: Broker, options: settings.Gateway, *, port: int, lease: float, stop: asyncio.Event) -> None:
     """Serve until `stop` is set, then drain. `ConfigurationError` for what cannot work."""
     sockets = listen(options.host, port)
     async with AsyncExitStack() as stack:
@@ -42,7 +40,14 @@ async def run(
         workers = Workers(window=2 * lease)
         dispatch = Dispatch(broker, new_id(), workers)
         admission = Admission(jobs=options.max_jobs, image_bytes=options.max_bytes, pixels=options.max_pixels)
-        app = App(options, dispatch, workers, admission, store, Metrics(admission, dispatch, workers))
+        app = App(
+            options,
+            dispatch=dispatch,
+            workers=workers,
+            admission=admission,
+            store=store,
+            metrics=Metrics(admission, dispatch, workers),
+        )
         server = Server(app)
         async with asyncio.TaskGroup() as group:
             background = [
@@ -57,7 +62,7 @@ async def run(
 
 
 async def _connect(broker: Broker) -> None:
-    """Meet the broker, so that a wrong password or an unfit server is named at start; one that is away is waited for."""
+    """Meet the broker: a wrong password or an unfit server is named at start; one that is away is waited for."""
     while True:
         try:
             return await broker.connect()

@@ -1,7 +1,8 @@
-"""C1: uvicorn with what it lacks: limits on headers and their time, and a drain.
+"""C1: uvicorn with what it lacks: limits on headers and on every wait for a client, and a drain.
 
-httptools takes headers of any size and waits for them for ever (1 MB was taken, a half-sent one stayed open), and
-uvicorn reads what follows a refusal without an end; `Protocol` bounds all three.
+httptools takes headers of any size and waits for them for ever (1 MB was taken, a half-sent one stayed open), uvicorn
+reads what follows a refusal without an end and answers what it cannot parse before the requests that came earlier on
+the same connection; `Protocol` mends these.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import asyncio
 import errno
 import socket
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from safelight.errors import (
     ConfigurationError,
     HeadersTooLargeError,
+    InternalError,
     MalformedRequestError,
     RequestTooSlowError,
     SafelightError,
@@ -26,6 +29,7 @@ from safelight.gateway.app import error_body
 from safelight.message import new_id
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from safelight.gateway.app import App
@@ -35,86 +39,198 @@ __all__ = ["Server", "listen"]
 MAX_HEADER_BYTES = 32 * 1024
 HEADER_SECONDS = 10.0
 DISCARD_BYTES = 64 * 1024 * 1024  # of a refused body that is read over, so that its sender gets to read the refusal
+DISCARD_SECONDS = 60.0
+LINGER_SECONDS = 5.0  # RFC 9112, 9.6: closing on unread bytes resets the connection, and the answer may be lost
+STALLED_SECONDS = 30.0  # without a byte taken by a client that is sent an answer
 KEEP_ALIVE_SECONDS = 65  # above the 60 s of common load balancers, so that they close first
 BACKLOG = 1024
 NO_IPV6 = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 protocol with limits."""
+    """uvicorn's HTTP/1.1 protocol with limits; a refusal comes after the answers to the requests before it.
+
+    A connection is between two ends of headers, `_in_headers`, or in a body. Each wait for the client has its time:
+    `_timer` for headers, for what is left of a refused body and for the end of a refused connection, uvicorn's
+    keep-alive for silence, `_stalled` for an answer that is not taken; a body's own time is `upload.py`'s.
+    """
 
     _in_headers = True
-    _header_bytes = 0
+    _heard = False
+    _header_bytes = 0  # of the target, the headers and the trailers of one request
+    _raw_bytes = 0  # since the parser last made something of them: an unfinished header, a chunk's extension
     _discarded = 0
-    _refusal: SafelightError = MalformedRequestError("The bytes are not an HTTP/1.1 request.")
+    _refusal: SafelightError | None = None
     _timer: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._expect_headers()
+        self._set_timer(HEADER_SECONDS, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._headers_done()
+        self._set_timer()
+        self._taken()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._in_headers:  # still, so all of it was headers
-            self._header_bytes += len(data)
-            if self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
-                self._refuse(HeadersTooLargeError())
+        self._heard = True
+        self._unset_keepalive_if_required()
+        if self._refusal is not None:
+            return self._discard(data)
+        self._raw_bytes += len(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as exc:
+            ours = exc.__context__ if isinstance(exc.__context__, SafelightError) else None
+            return self._refuse(ours or MalformedRequestError("The bytes are not an HTTP/1.1 request."))
+        if self._raw_bytes > MAX_HEADER_BYTES:
+            return self._refuse(HeadersTooLargeError())
+        if self.cycle is not None and self.cycle.response_complete and not self.transport.is_closing():
+            self.timeout_keep_alive_task = self.loop.call_later(KEEP_ALIVE_SECONDS, self.timeout_keep_alive_handler)
+        return None
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # httptools takes what follows for another protocol. We speak no other (RFC 9110, 7.8: Upgrade may be
+            # ignored), so the request is parsed again without it: `curl --http2` sends it with a form.
+            headers = b"".join(b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade")
+            method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            self._feed(b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, headers) + data[upgrade.args[0] :])
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._header_bytes = self._discarded = 0
-        self._expect_headers()
+        self._header_bytes = self._raw_bytes = self._discarded = 0
+        self._set_timer(HEADER_SECONDS, self._too_slow)
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value)
+        self._count(len(name) + len(value))
+        if self._in_headers:  # trailers are read over: RFC 9110, 6.5.1
+            super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._raw_bytes = 0
+        self._header_bytes += size
         if self._header_bytes > MAX_HEADER_BYTES:
-            self._refusal = HeadersTooLargeError()
-            raise self._refusal  # httptools makes it a parser's error, and uvicorn calls `send_400_response`
-        super().on_header(name, value)
+            raise HeadersTooLargeError  # httptools makes it the context of a parser's error
 
     def on_headers_complete(self) -> None:
-        self._headers_done()
+        self._raw_bytes = 0
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise MalformedRequestError("This is no proxy.")
+            return
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # RFC 9110, 10.1.1
+        elif [name for name, _ in self.headers].count(b"host") != 1:
+            raise MalformedRequestError("A request must have one Host header.")  # RFC 9112, 3.2
+        self._set_timer()
         super().on_headers_complete()
+        self._in_headers = False
+
+    def on_chunk_header(self) -> None:
+        self._raw_bytes = 0
 
     def on_body(self, body: bytes) -> None:
+        self._raw_bytes = 0
         if self.cycle.response_complete:
-            self._discarded += len(body)
-            if self._discarded > DISCARD_BYTES:
-                self.transport.abort()
+            self._discard(body)
         super().on_body(body)
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's sentence gives way to ours
-        self._refuse(self._refusal)
-
-    def _expect_headers(self) -> None:
-        self._headers_done()
+    def on_message_complete(self) -> None:
+        self._raw_bytes = 0
+        if self.parser.should_upgrade():
+            return
         self._in_headers = True
-        self._timer = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+        self._set_timer()
+        super().on_message_complete()
 
-    def _headers_done(self) -> None:
-        self._in_headers = False
+    def on_response_complete(self) -> None:
+        if self._refusal is not None and (not self.pipeline or self.pipeline[-1][0].disconnected):
+            return self._write_refusal()
+        if not self._in_headers:
+            self._set_timer(DISCARD_SECONDS, self.transport.abort)
+        return super().on_response_complete()
+
+    def _discard(self, data: bytes) -> None:
+        self._discarded += len(data)
+        if self._discarded > DISCARD_BYTES:
+            self.transport.abort()
+
+    def _set_timer(self, seconds: float = 0, then: Callable[[], None] | None = None) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._timer = self.loop.call_later(seconds, then) if then else None
 
     def _too_slow(self) -> None:
-        if self._header_bytes:
-            self._refuse(RequestTooSlowError())
-        else:
+        if not self._heard:
             self.transport.close()
+        elif self.cycle is not None and not self.cycle.response_complete:  # it may wait for that answer first
+            self._set_timer(HEADER_SECONDS, self._too_slow)
+        else:
+            self._refuse(RequestTooSlowError())
 
     def _refuse(self, error: SafelightError) -> None:
-        """Answer below ASGI, where there is no request yet, and close."""
+        """Answer below ASGI, where there is no request yet, as soon as the requests before are answered; then close."""
+        self._refusal = error
+        self._set_timer()
+        cycle = self.cycle
+        if not self._in_headers:  # it is the body of this request that cannot be read
+            if cycle.response_started:
+                return self.transport.close()
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if cycle is None or cycle.response_complete or (cycle.disconnected and not self.pipeline):
+            self._write_refusal()
+        return None
+
+    def _write_refusal(self) -> None:
+        error = self._refusal or InternalError()
+        if self.transport.is_closing():
+            return
         body = error_body(error)
         head = (
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
             f"x-request-id: {new_id()}\r\nserver-timing: total;dur=0\r\n\r\n"
         )
         self.transport.write(STATUS_LINE[error.status] + head.encode() + body)
-        self.transport.close()
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._set_timer(LINGER_SECONDS, self.transport.close)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._taken()
+        super().resume_writing()
+
+    def _watch(self, left: int) -> None:
+        """Look after `STALLED_SECONDS` whether the client took some of what is left to be written."""
+
+        def look() -> None:
+            now = self.transport.get_write_buffer_size()
+            if now < left:
+                self._watch(now)
+            else:
+                self.transport.abort()
+
+        self._taken()
+        self._stalled = self.loop.call_later(STALLED_SECONDS, look)
+
+    def _taken(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
 
 class Server(uvicorn.Server):
@@ -166,7 +282,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 def _listen(address: str, port: int) -> socket.socket:
     [(family, kind, protocol, _, name), *_] = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
-    listening: Any = socket.socket(family, kind, protocol)
+    listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

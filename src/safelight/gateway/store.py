@@ -22,7 +22,7 @@ IN_PLACE_BYTES = 1024 * 1024  # writing so much to the page cache takes under a 
 NAME = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}\.[a-z]{2,5}")
 FILE_MODE = 0o644
 # open(2): a file system, or a kernel, without O_TMPFILE
-NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
+NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
 
 
 class FolderStore:
@@ -32,7 +32,6 @@ class FolderStore:
         self.folder = Path(folder).absolute()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as exc:
             raise ConfigurationError(f"The store {self.folder} cannot be used: {exc.strerror}.") from exc
         self._nameless = hasattr(os, "O_TMPFILE")
@@ -41,11 +40,18 @@ class FolderStore:
         """Save under `name`; `StoreFullError` if it cannot be, and then nothing is left of it."""
         try:
             if len(image) <= IN_PLACE_BYTES:
-                self._save(name, image)
+                self._save_in_folder(name, image)
             else:
-                await asyncio.to_thread(self._save, name, image)
+                await asyncio.to_thread(self._save_in_folder, name, image)
         except OSError as exc:
             raise StoreFullError(f"The resulting image could not be saved: {exc.strerror}.") from exc
+
+    def _save_in_folder(self, name: str, image: bytes) -> None:
+        try:
+            self._save(name, image)
+        except FileNotFoundError:  # someone deleted the folder
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._save(name, image)
 
     def _save(self, name: str, image: bytes) -> None:
         if self._nameless:
@@ -59,21 +65,22 @@ class FolderStore:
             return self._save_renamed(name, image)
         try:
             _write(descriptor, image)
-            # linkat(2): the documented way to name such a file without privileges.
-            os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=self._descriptor, follow_symlinks=True)
+            # linkat(2): the documented way to name such a file without privileges. Python calls link(2), which does not
+            # follow the link in /proc, unless it is given some descriptor; absolute paths are not looked up from it.
+            os.link(f"/proc/self/fd/{descriptor}", self.folder / name, dst_dir_fd=descriptor, follow_symlinks=True)
         finally:
             os.close(descriptor)
         return None
 
     def _save_renamed(self, name: str, image: bytes) -> None:
-        hidden = f".{name}"
-        descriptor = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE, dir_fd=self._descriptor)
+        hidden = self.folder / f".{name}"
+        descriptor = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE)
         try:
             _write(descriptor, image)
-            os.rename(hidden, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+            hidden.rename(self.folder / name)
         except OSError:
             with suppress(OSError):
-                os.unlink(hidden, dir_fd=self._descriptor)
+                hidden.unlink()
             raise
         finally:
             os.close(descriptor)

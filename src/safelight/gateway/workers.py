@@ -47,4 +47,6 @@ class Workers:
         offered = {name for presence in living for name in presence.operations}
         for name in operations:
             if name not in offered:
-                raise UnknownOperationError(f"No worker offers the operation {name!r}; `safelight operations` lists them.")
+                raise UnknownOperationError(
+                    f"No worker offers the operation {name!r}; `safelight operations` lists them."
+                )

@@ -203,7 +203,7 @@ def _primary(image: bytes, found: Scan) -> bytes:
 def _reencoded(source: bytes, axis: Axis) -> bytes:
     """Decoded, flipped, encoded like the source, its metadata put back byte for byte."""
     found = scan(source)
-    kept = [(marker, source[start:end]) for marker, start, end in found.metadata if marker != _APP14]
+    kept = [(marker, source[start:end]) for marker, start, end in found.metadata]
     bare = source
     for marker, start, end in reversed(found.metadata):
         if marker not in (_APP0, _APP14):
@@ -249,10 +249,10 @@ def _tables(picture: Image.Image, found: Scan) -> list[list[int]]:
 
 
 def _with_metadata(encoded: bytes, kept: list[tuple[int, bytes]]) -> bytes:
-    """The source's APPn and comments instead of the encoder's; the encoder's Adobe segment says what it wrote."""
+    """The source's APPn and comments instead of the encoder's, but for an Adobe segment that says what it wrote."""
     written = scan(encoded)
     body_at = max((end for _, _, end in written.metadata), default=2)
     adobe = [encoded[start:end] for marker, start, end in written.metadata if marker == _APP14]
     jfif = [segment for marker, segment in kept if marker == _APP0]
-    others = [segment for marker, segment in kept if marker != _APP0]
+    others = [segment for marker, segment in kept if marker != _APP0 and not (adobe and marker == _APP14)]
     return b"".join([_SOI, *jfif, *adobe, *others, encoded[body_at:]])

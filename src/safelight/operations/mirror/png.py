@@ -121,6 +121,7 @@ def _frames(chunks: list[_Chunk], width: int, height: int) -> list[_Frame]:
     frames: list[_Frame] = []
     control: bytes | None = None
     announced = next((int.from_bytes(data[:4], "big") for kind, data in chunks if kind == b"acTL"), 0)
+    announced = 0 if announced >> 31 else announced  # nonsense, as is 0: then viewers show the still picture
     for kind, data in chunks:
         if kind == b"IDAT":
             if not frames:

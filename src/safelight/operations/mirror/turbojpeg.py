@@ -79,25 +79,25 @@ class Library:
     def __init__(self, name: str) -> None:
         library = ctypes.CDLL(name)
         self.name = name
-        self.optimises = hasattr(library, "tj3Transform")
-        prefix = "tj3" if self.optimises else "tj"
-        self._init = library.tj3Init if self.optimises else library.tjInitTransform
+        self._is_3 = self.optimises = hasattr(library, "tj3Transform")
+        prefix = "tj3" if self._is_3 else "tj"
+        self._init = library.tj3Init if self._is_3 else library.tjInitTransform
         self._transform = getattr(library, f"{prefix}Transform")
-        self._error = library.tj3GetErrorStr if self.optimises else library.tjGetErrorStr2
+        self._error = library.tj3GetErrorStr if self._is_3 else library.tjGetErrorStr2
         self._is_fatal = getattr(library, f"{prefix}GetErrorCode")
         self._alloc = getattr(library, f"{prefix}Alloc")
         self._free = getattr(library, f"{prefix}Free")
         self._destroy = getattr(library, f"{prefix}Destroy")
-        self._set = library.tj3Set if self.optimises else None
-        self._size = ctypes.c_size_t if self.optimises else ctypes.c_ulong
+        self._set = library.tj3Set if self._is_3 else None
+        self._size = ctypes.c_size_t if self._is_3 else ctypes.c_ulong
         self._declare()
 
     def _declare(self) -> None:
         handle, buffers = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
         size, sizes = self._size, ctypes.POINTER(self._size)
         transforms = ctypes.POINTER(_Transform)
-        flags = [] if self.optimises else [ctypes.c_int]
-        _typed(self._init, handle, [ctypes.c_int] if self.optimises else [])
+        flags = [] if self._is_3 else [ctypes.c_int]
+        _typed(self._init, handle, [ctypes.c_int] if self._is_3 else [])
         _typed(
             self._transform,
             ctypes.c_int,
@@ -105,7 +105,7 @@ class Library:
         )
         _typed(self._error, ctypes.c_char_p, [handle])
         _typed(self._is_fatal, ctypes.c_int, [handle])
-        _typed(self._alloc, ctypes.c_void_p, [size if self.optimises else ctypes.c_int])
+        _typed(self._alloc, ctypes.c_void_p, [size if self._is_3 else ctypes.c_int])
         _typed(self._free, None, [ctypes.c_void_p])
         _typed(self._destroy, None, [handle])
         if self._set is not None:
@@ -123,7 +123,7 @@ class Library:
         self._run(jpeg, 0, _NO_OUTPUT)
 
     def _run(self, jpeg: bytes, op: int, options: int) -> bytes:
-        handle = self._init(_INIT_TRANSFORM) if self.optimises else self._init()
+        handle = self._init(_INIT_TRANSFORM) if self._is_3 else self._init()
         # Most results are as long as the source; the library makes the buffer longer where they are not.
         size = self._size(len(jpeg) + len(jpeg) // 16 + 4096)
         buffer = ctypes.c_void_p(self._alloc(size.value))
@@ -132,7 +132,7 @@ class Library:
                 for parameter, value in _LIMITS.items():
                     self._set(handle, parameter, value)  # those that a library is too old to know are refused
             transform = _Transform(op=op, options=options)
-            flags = () if self.optimises else (_LIMIT_SCANS_FLAG,)
+            flags = () if self._is_3 else (_LIMIT_SCANS_FLAG,)
             if self._transform(handle, jpeg, len(jpeg), 1, buffer, size, transform, *flags):
                 message = self._error(handle).decode("ascii", "replace")
                 if self._is_fatal(handle) or not any(known in message for known in _HARMLESS):

@@ -1,0 +1,127 @@
+"""Operations that do what a decoder that was taken over, or is merely broken, would do; imported by name in tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+COUNTED = "SAFELIGHT-TEST-COUNT:"  # an image that begins so names a file in which each start writes a line
+
+
+def count(image: bytes) -> Mapping[str, int]:
+    if image.startswith(COUNTED.encode()):
+        with Path(image.decode().removeprefix(COUNTED).strip()).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+    return {"length": len(image)}
+
+
+def echo(image: bytes) -> bytes:
+    return image
+
+
+def segfault(image: bytes) -> bytes:
+    if image.startswith(b"\x89PNG") or image.startswith(b"\xff\xd8"):
+        return image  # the warm-up's pictures
+    count(image)
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return image
+
+
+def leave(image: bytes) -> bytes:
+    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+        os._exit(7)
+    return image
+
+
+def hang(image: bytes) -> bytes:
+    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+        count(image)
+        while True:
+            time.sleep(60)
+    return image
+
+
+def fail(image: bytes) -> bytes:
+    count(image)
+    raise ValueError("it does not like this one")
+
+
+def slow(image: bytes) -> bytes:
+    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+        count(image)
+        time.sleep(0.5)
+    return image
+
+
+def surroundings(image: bytes) -> Mapping[str, object]:
+    descriptors = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            descriptors[name] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue
+    return {
+        "environment": dict(os.environ),
+        "descriptors": descriptors,
+        "command": Path("/proc/self/cmdline").read_bytes().decode().replace("\0", " "),
+    }
+
+
+def eat_memory(image: bytes) -> bytes:
+    return bytes(8 * 1024**3)[: len(image)]
+
+
+def talk_too_much(image: bytes) -> Mapping[str, str]:
+    return {"size": "x" * 200_000}
+
+
+def not_json(image: bytes) -> Mapping[str, object]:
+    return {"size": object()}
+
+
+def nothing(image: bytes) -> object:
+    return None
+
+
+def _send(data: bytes) -> None:
+    os.write(int(sys.argv[2]), data)
+
+
+def garbage(image: bytes) -> bytes:
+    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+        _send(struct.pack(">I", 12) + b"\x80\x04pickled..!")
+    return image
+
+
+def long_header(image: bytes) -> bytes:
+    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+        _send(struct.pack(">I", 2**31))
+    return image
+
+
+def false_size(image: bytes) -> bytes:
+    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+        header = b'{"size":100000000}'
+        _send(struct.pack(">I", len(header)) + header)
+    return image
+
+
+def short_memory(image: bytes) -> bytes:
+    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+        os.ftruncate(int(sys.argv[3]), 0)
+        header = b'{"size":1000}'
+        _send(struct.pack(">I", len(header)) + header)
+    return image
+
+
+def close_and_go_on(image: bytes) -> bytes:
+    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+        os.close(int(sys.argv[2]))
+        while True:
+            time.sleep(60)
+    return image

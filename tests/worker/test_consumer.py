@@ -1,0 +1,274 @@
+"""A worker on a real broker: leases, starts, refusals, quarantine, withdrawal, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BrokerServer
+from conformance import Inbox, a_job, until
+from redis.asyncio import Redis
+
+from safelight import settings
+from safelight.brokers import Broker, open_broker
+from safelight.message import Job, now_ms
+from safelight.worker.consumer import Consumer
+from safelight.worker.pool import Pool
+
+LEASE = 1.0
+HERE = Path(__file__).parent
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def server(runtime_folder: Path) -> Iterator[BrokerServer]:
+    """What a worker does is the same on every broker; the conformance suite holds the others to it."""
+    started = BrokerServer("embedded", Path(tempfile.mkdtemp(dir=runtime_folder)))
+    started.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+async def gateway(server: BrokerServer) -> AsyncIterator[tuple[Broker, Inbox]]:
+    broker = open_broker(server.url, lease=LEASE)
+    inbox = Inbox(broker, "gateway")
+    yield broker, inbox
+    inbox.task.cancel()
+    with suppress(asyncio.CancelledError):
+        await inbox.task
+    await broker.close()
+
+
+@asynccontextmanager
+async def a_worker(
+    server: BrokerServer, monkeypatch: pytest.MonkeyPatch, name: str = "worker", **options: Any
+) -> AsyncIterator[Consumer]:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    given = settings.Worker(imports=("hostile",), **({"max_clock_skew": 0.0} | options))
+    broker = open_broker(server.url, lease=LEASE)
+    async with Pool(given.concurrency, given.imports, given.child_memory) as pool:
+        consumer = Consumer(broker, pool, name, given)
+        running = asyncio.create_task(consumer.run())
+        yield consumer
+        consumer.stop()
+        await running
+    await broker.close()
+
+
+def counted(path: Path, inbox: Inbox, operation: str, **members: Any) -> Job:
+    """A job whose starts are counted in a file."""
+    return a_job(inbox.name, f"SAFELIGHT-TEST-COUNT:{path}".encode(), operations=[(operation, {})], **members)
+
+
+def starts(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+async def test_work_is_answered(server: BrokerServer, gateway: Any, monkeypatch: Any, image: bytes) -> None:
+    broker, inbox = gateway
+    async with a_worker(server, monkeypatch):
+        job = a_job(inbox.name, image, operations=[("size", {}), ("mirror", {})])
+        await broker.send(job)
+        reply = await inbox.reply_to(job)
+        assert (reply.error, reply.facts) == (None, {"size": "82kb"})
+        assert reply.image
+        assert reply.worker == "worker"
+        assert reply.work > 0
+
+
+@pytest.mark.parametrize(
+    ("operation", "cause"),
+    [("segfault", "SIGSEGV"), ("hang", "still at work after 0.3 s"), ("fail", "ValueError: it does not like this one")],
+)
+async def test_a_job_whose_attempts_run_out_is_quarantined(
+    server: BrokerServer, gateway: Any, monkeypatch: Any, tmp_path: Path, operation: str, cause: str
+) -> None:
+    broker, inbox = gateway
+    async with a_worker(server, monkeypatch, work_limit=0.3):
+        job = counted(tmp_path / "starts", inbox, operation)
+        good = a_job(inbox.name, b"good", operations=[("echo", {})])
+        await broker.send(job)
+        await broker.send(good)
+        assert (await inbox.reply_to(job)).error == "quarantined"
+        assert (await inbox.reply_to(good)).image == b"good"  # not blamed for its neighbour
+    assert starts(tmp_path / "starts") == 3
+    [record] = await broker.quarantined()
+    assert (record.id, record.attempts, record.worker) == (job.id, 3, "worker")
+    assert cause in record.cause
+    assert record.job is not None
+    assert record.job.operations == job.operations
+    taken = await broker.take_out(job.id)
+    assert taken is not None
+    assert taken[1] == job.image
+    assert await broker.backlog() == 0
+
+
+async def test_a_kill_at_the_deadline_costs_no_further_attempt(
+    server: BrokerServer, gateway: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    broker, inbox = gateway
+    async with a_worker(server, monkeypatch):
+        job = counted(tmp_path / "starts", inbox, "hang", deadline=now_ms() + 700)
+        await broker.send(job)
+        assert (await inbox.reply_to(job)).error == "deadline_passed"
+    assert starts(tmp_path / "starts") == 1
+    assert await broker.quarantined() == []
+
+
+async def test_late_work_is_not_begun(server: BrokerServer, gateway: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    broker, inbox = gateway
+    job = counted(tmp_path / "starts", inbox, "count", deadline=now_ms() - 1_000)
+    within_the_skew = counted(tmp_path / "skewed", inbox, "count", deadline=now_ms() - 1_000)
+    await broker.send(job)
+    async with a_worker(server, monkeypatch, max_clock_skew=0.5):
+        assert (await inbox.reply_to(job)).error == "deadline_passed"
+    await broker.send(within_the_skew)
+    async with a_worker(server, monkeypatch, max_clock_skew=60.0):
+        assert (await inbox.reply_to(within_the_skew)).error is None
+    assert (starts(tmp_path / "starts"), starts(tmp_path / "skewed")) == (0, 1)
+
+
+async def test_an_operation_that_this_worker_lacks_goes_to_another(
+    server: BrokerServer, gateway: Any, monkeypatch: Any
+) -> None:
+    broker, inbox = gateway
+    lacking = open_broker(server.url, lease=LEASE)
+    async with Pool(1, [], 0) as pool:
+        consumer = Consumer(lacking, pool, "lacking", settings.Worker())
+        running = asyncio.create_task(consumer.run())
+        job = a_job(inbox.name, b"picture", operations=[("echo", {})])
+        await broker.send(job)
+        async with a_worker(server, monkeypatch, "offering"):
+            assert (await inbox.reply_to(job)).worker == "offering"
+        consumer.stop()
+        await running
+    await lacking.close()
+
+
+async def test_the_child_of_a_withdrawn_job_is_stopped(
+    server: BrokerServer, gateway: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    broker, inbox = gateway
+    async with a_worker(server, monkeypatch):
+        job = counted(tmp_path / "starts", inbox, "hang")
+        await broker.send(job)
+
+        async def begun() -> bool:
+            return starts(tmp_path / "starts") == 1
+
+        await until(begun)
+        await broker.withdraw(job.id)
+        after = a_job(inbox.name, b"next", operations=[("echo", {})])
+        await broker.send(after)
+        assert (await inbox.reply_to(after, seconds=5)).image == b"next"
+    assert starts(tmp_path / "starts") == 1
+    assert [reply.id for reply in inbox.replies] == [after.id]
+
+
+async def test_a_worker_that_stops_finishes_one_and_gives_back_the_other(
+    server: BrokerServer, gateway: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    broker, inbox = gateway
+    jobs = [counted(tmp_path / f"starts-{n}", inbox, "slow") for n in range(3)]
+    async with a_worker(server, monkeypatch, "stopping") as consumer:
+        for job in jobs:
+            await broker.send(job)
+
+        async def begun() -> bool:
+            return starts(tmp_path / "starts-0") == 1 and consumer._pool.free == 0
+
+        await until(begun)
+        consumer.stop()
+    assert (await inbox.reply_to(jobs[0])).error is None
+    assert await broker.backlog() == 2
+    async with a_worker(server, monkeypatch, "next"):
+        for job in jobs[1:]:
+            assert (await inbox.reply_to(job, seconds=LEASE * 2)).worker == "next"
+    assert [starts(tmp_path / f"starts-{n}") for n in range(3)] == [1, 1, 1]
+
+
+async def test_a_broker_that_is_emptied_stops_no_worker(server: BrokerServer, gateway: Any, monkeypatch: Any) -> None:
+    broker, inbox = gateway
+    async with a_worker(server, monkeypatch):
+        for fault in (lambda: server.command("FLUSHALL"), lambda: (server.kill(), server.start())):
+            renewed = inbox.renewed
+            fault()
+
+            async def inbox_is_back(renewed: int = renewed) -> bool:
+                return inbox.renewed > renewed
+
+            await until(inbox_is_back)
+            job = a_job(inbox.name, b"again", operations=[("echo", {})])
+            await broker.send(job)
+            assert (await inbox.reply_to(job)).image == b"again"
+
+
+async def _killed_worker(server: BrokerServer, folder: Path, ready: Any) -> None:
+    """A whole worker process, killed with SIGKILL once `ready` is true."""
+    environment = os.environ | {"PYTHONPATH": str(HERE), "SAFELIGHT_BROKER": server.url, "SAFELIGHT_LEASE": str(LEASE)}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "safelight", "worker", "--import", "hostile"), env=environment, cwd=folder
+    )
+    await until(ready, seconds=20)
+    process.send_signal(signal.SIGKILL)
+    await process.wait()
+
+
+async def test_sigkill_of_the_whole_worker_counts_as_an_attempt(
+    server: BrokerServer, gateway: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    broker, inbox = gateway
+    job = counted(tmp_path / "starts", inbox, "hang")
+    await broker.send(job)
+    for n in range(1, 4):
+
+        async def begun(n: int = n) -> bool:
+            return starts(tmp_path / "starts") == n
+
+        await _killed_worker(server, tmp_path, begun)
+    async with a_worker(server, monkeypatch):
+        assert (await inbox.reply_to(job)).error == "quarantined"
+    assert starts(tmp_path / "starts") == 3
+    [record] = await broker.quarantined()
+    assert record.cause == "a worker was killed while it worked on it, 3 times"
+
+
+async def test_a_job_that_only_waited_in_workers_that_died_is_answered(
+    server: BrokerServer, gateway: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    broker, inbox = gateway
+    ahead, waiting = counted(tmp_path / "ahead", inbox, "hang"), counted(tmp_path / "waiting", inbox, "count")
+    await broker.send(ahead)
+    await broker.send(waiting)
+    for n in range(1, 4):
+
+        async def both_held(n: int = n) -> bool:
+            return starts(tmp_path / "ahead") == n and await _held(server) == 2
+
+        await _killed_worker(server, tmp_path, both_held)
+    async with a_worker(server, monkeypatch):
+        assert (await inbox.reply_to(waiting)).error is None
+        assert (await inbox.reply_to(ahead)).error == "quarantined"
+    assert starts(tmp_path / "waiting") == 1
+
+
+async def _held(server: BrokerServer) -> int:
+    """Jobs under a lease that was renewed within a beat and a half."""
+    async with Redis(unix_socket_path=str(server.socket)) as client:
+        pending = await client.xpending_range("{safelight}:jobs", "workers", "-", "+", 10)
+        return sum(entry["time_since_delivered"] < 1_500 for entry in pending)

@@ -1,0 +1,179 @@
+"""The child processes: what they see, what they may do, and what becomes of those that end, hang or lie."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import wait_until
+
+from safelight.errors import ConfigurationError
+from safelight.message import Job, new_id
+from safelight.worker.child import Outcome
+from safelight.worker.pool import ChildDiedError, OverrunError, Pool
+
+HOSTILE = Path(__file__).parent / "hostile.py"
+MEMORY = 1024**3
+
+
+def job(operation: str, image: bytes = b"not a picture") -> Job:
+    return Job(id=new_id(), operations=[(operation, {})], deadline=0, reply_to="x", image=image)
+
+
+def in_pool(monkeypatch: pytest.MonkeyPatch, use: Callable[[Pool], Awaitable[Any]], size: int = 1) -> Any:
+    monkeypatch.setenv("PYTHONPATH", str(HOSTILE.parent))
+    monkeypatch.setenv("SAFELIGHT_BROKER", "redis://:secret@example.invalid")
+    monkeypatch.setenv("SECRET_TOKEN", "secret")
+
+    async def using() -> Any:
+        async with Pool(size, ["hostile"], MEMORY) as pool:
+            return await use(pool)
+
+    return asyncio.run(using())
+
+
+async def run(pool: Pool, operation: str, image: bytes = b"not a picture", limit: float = 20.0) -> tuple[Outcome, bytes]:
+    async with pool.child() as child:
+        return await child.run(job(operation, image), limit)
+
+
+def test_an_image_there_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(pool: Pool) -> None:
+        for length in (1, 100_000, 40_000_000, 10):  # the last one shows nothing of the longer one before
+            image = os.urandom(length)
+            assert (await run(pool, "echo", image))[1] == image
+
+    in_pool(monkeypatch, use)
+
+
+def test_a_child_knows_nothing_of_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, _ = in_pool(monkeypatch, lambda pool: run(pool, "surroundings"))
+    seen = json.dumps(outcome.facts)
+    assert "secret" not in seen
+    assert "SAFELIGHT_BROKER" not in seen
+    open_files = sorted(target.partition(":")[0] for target in outcome.facts["descriptors"].values())
+    inherited = [target for target in open_files if target in ("socket", "/memfd")]
+    assert inherited == ["/memfd", "socket"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "cause"),
+    [
+        ("segfault", "the child was ended by SIGSEGV"),
+        ("leave", "the child exited with 7"),
+        ("garbage", "the child sent what is not a outcome"),
+        ("long_header", "the child announced a header of 2147483648 bytes"),
+        ("false_size", "the child announced an image that is not there"),
+        ("short_memory", "the child announced an image that is not there"),
+        ("close_and_go_on", "the child closed its socket and went on"),
+    ],
+)
+def test_a_child_that_dies_or_lies_is_replaced(monkeypatch: pytest.MonkeyPatch, operation: str, cause: str) -> None:
+    async def use(pool: Pool) -> None:
+        async with pool.child() as child:
+            pid = child.pid
+            with pytest.raises(ChildDiedError, match=cause):
+                await child.run(job(operation), 20.0)
+            assert not psutil.pid_exists(pid)
+        assert (await run(pool, "echo", b"next"))[1] == b"next"
+
+    in_pool(monkeypatch, use)
+
+
+def test_a_child_that_hangs_is_killed_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(pool: Pool) -> None:
+        with pytest.raises(OverrunError):
+            await run(pool, "hang", limit=0.2)
+        assert (await run(pool, "echo", b"next"))[1] == b"next"
+
+    in_pool(monkeypatch, use)
+
+
+def test_a_child_whose_job_is_given_up_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(pool: Pool) -> None:
+        async with pool.child() as child:
+            running = asyncio.create_task(child.run(job("hang"), 60.0))
+            await asyncio.sleep(0)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            assert not child.alive
+        assert (await run(pool, "echo", b"next"))[1] == b"next"
+
+    in_pool(monkeypatch, use)
+
+
+@pytest.mark.parametrize(
+    ("operation", "failure"),
+    [
+        ("fail", "ValueError: it does not like this one"),
+        ("eat_memory", "MemoryError"),
+        ("talk_too_much", "its facts and notes are"),
+        ("not_json", "its facts cannot be written as JSON"),
+        ("nothing", "TypeError: The operation 'nothing' returned NoneType"),
+    ],
+)
+def test_what_an_operation_raises_is_its_failure_and_the_child_lives(
+    monkeypatch: pytest.MonkeyPatch, operation: str, failure: str
+) -> None:
+    async def use(pool: Pool) -> None:
+        async with pool.child() as child:
+            outcome, image = await child.run(job(operation), 20.0)
+            assert (outcome.failure or "").startswith(failure)
+            assert image == b""
+            assert child.alive
+
+    in_pool(monkeypatch, use)
+
+
+def test_an_image_at_fault_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, _ = in_pool(monkeypatch, lambda pool: run(pool, "mirror", b"not a picture"))
+    assert (outcome.error, outcome.failure) == ("unsupported_format", None)
+
+
+def test_children_end_with_a_consumer_that_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        "import asyncio\n"
+        "from test_pool import job, Pool\n"
+        "async def main():\n"
+        "    async with Pool(2, ['hostile'], 0) as pool, pool.child() as child:\n"
+        "        await pool._idle.get()\n"
+        "        print('running', flush=True)\n"
+        "        await child.run(job('hang'), 60)\n"
+        "asyncio.run(main())\n"
+    )
+    folder = str(HOSTILE.parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((folder, str(HOSTILE.parent.parent))))
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as consumer:
+        assert consumer.stdout is not None
+        assert consumer.stdout.readline() == b"running\n"
+        children = psutil.Process(consumer.pid).children()
+        assert len(children) == 2
+        consumer.send_signal(signal.SIGKILL)
+    wait_until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"), [("no_such_module", "There is no module 'no_such_module'"), ("broken_module", "cannot be imported")]
+)
+def test_a_module_that_cannot_be_imported_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, reason: str
+) -> None:
+    (tmp_path / "broken_module.py").write_text("1 / 0")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    async def using() -> None:
+        async with Pool(1, [module], 0):
+            pass
+
+    with pytest.raises(ConfigurationError, match=reason):
+        asyncio.run(using())
