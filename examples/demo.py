@@ -37,6 +37,7 @@ LOAD, AT_ONCE = 160, 16
 STARTED_SECONDS = 30.0
 LOOK_SECONDS = 0.02
 LARGEST_DIFFERENCE = 3  # levels of 255: the inverse DCT rounds asymmetrically, though the coefficients are the same
+LARGEST_DRAWING = 48  # characters across
 
 out = Console(soft_wrap=True, highlight=False)
 
@@ -115,7 +116,7 @@ def mirror(port: int, store: Path) -> None:
 
 def draw(*pictures: Image.Image) -> None:
     """The pictures side by side in characters: each the upper and the lower of two pixels."""
-    width = (out.width - 6) // len(pictures)
+    width = min((out.width - 6) // len(pictures), LARGEST_DRAWING)
     small = [picture.resize((width, width * picture.height // picture.width // 2 * 2)) for picture in pictures]
     for y in range(0, small[0].height, 2):
         rows = []
@@ -137,7 +138,8 @@ def join(port: int) -> str:
         names[answer.headers["safelight-worker"]] += 1
         return len(names) == 2
 
-    first = both_answer() or next(iter(names))
+    both_answer()
+    first = next(iter(names))
     wait_until(both_answer, "the second worker never answered")
     second = next(name for name in names if name != first)
     out.print(f"  answers come from {first} and from {second}")

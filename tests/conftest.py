@@ -160,8 +160,7 @@ class System:
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                words = process.cmdline()
-                if words[-1:] == [name] or any(name in word for word in words[:3]):
+                if name in (process.name(), *process.cmdline()[:4]):
                     found.append(process)
         return found
 

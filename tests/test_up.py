@@ -37,7 +37,10 @@ def test_the_link_names_the_mirrored_image_on_disk(shared_system: System, image:
     served = shared_system.client.get(f"/images/{match[1]}")
     assert served.content == saved
     assert served.headers["content-type"] == "image/jpeg"
-    assert shared_system.client.get(f"/images/{match[1]}", headers={"If-None-Match": served.headers["etag"]}).status_code == 304
+    assert (
+        shared_system.client.get(f"/images/{match[1]}", headers={"If-None-Match": served.headers["etag"]}).status_code
+        == 304
+    )
     original = Image.open(io.BytesIO(image))
     mirrored = Image.open(io.BytesIO(saved)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     assert _differs(original, mirrored) <= 3  # DESIGN §4: the inverse DCT rounds asymmetrically
@@ -47,7 +50,10 @@ def test_the_link_names_the_mirrored_image_on_disk(shared_system: System, image:
 def test_every_answer_is_traced(shared_system: System, image: bytes) -> None:
     answer = shared_system.post(image, x_request_id="my-own.id")
     assert answer.headers["x-request-id"] == "my-own.id"
-    assert re.search(r"upload;dur=[\d.]+, work;dur=[\d.]+, queue;dur=[\d.]+, store;dur=[\d.]+, total", answer.headers["server-timing"])
+    assert re.search(
+        r"upload;dur=[\d.]+, work;dur=[\d.]+, queue;dur=[\d.]+, store;dur=[\d.]+, total",
+        answer.headers["server-timing"],
+    )
     assert answer.headers["safelight-mirror"] == "lossless"
     assert answer.headers["safelight-worker"]
 
@@ -92,7 +98,9 @@ def test_ctrl_c_leaves_nothing_behind(new_system: Callable[..., System], runtime
 
 
 @pytest.mark.parametrize("seen", [b"", b"broker", b"listening"])
-def test_sigterm_in_the_middle_of_starting(new_system: Callable[..., System], seen: bytes, runtime_folder: Path) -> None:
+def test_sigterm_in_the_middle_of_starting(
+    new_system: Callable[..., System], seen: bytes, runtime_folder: Path
+) -> None:
     system = new_system(wait=False)
     wait_until(lambda: seen in system.log.read_bytes() and (seen or system.process.poll() is None))
     system.stop()

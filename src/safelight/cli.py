@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from safelight import __version__
 from safelight.brokers import embedded, open_broker
@@ -102,7 +102,11 @@ def _broker(broker: Broker) -> BrokerEnd:
 
 @app.command
 def up(
-    *, broker: Broker = Broker(), gateway: Gateway = Gateway(), worker: Worker = Worker(), up: Up = Up()  # noqa: B008
+    *,
+    broker: Broker = Broker(),
+    gateway: Gateway = Gateway(),
+    worker: Worker = Worker(),
+    up: Up = Up(),  # noqa: B008
 ) -> None:
     """Run the whole system on this machine: broker, gateway and workers, started again when they die."""
     from safelight.operations.mirror import turbojpeg  # noqa: PLC0415
@@ -173,7 +177,9 @@ def _with_broker(broker: Broker, use: Callable[[BrokerEnd], Awaitable[None]]) ->
                 await end.connect()
             await use(end)
         except (TimeoutError, BrokerAwayError):
-            raise ConfigurationError("The broker cannot be reached; is the system running, and on this --port?") from None
+            raise ConfigurationError(
+                "The broker cannot be reached; is the system running, and on this --port?"
+            ) from None
         finally:
             await end.close()
 
@@ -209,12 +215,10 @@ def list_(*, broker: Broker = Broker(), json_: Annotated[bool, Parameter("--json
         if json_:
             out.print_json(json.dumps([_plain(record) for record in records]))
             return
-        table = Table("id", "when (UTC)", "bytes", "attempts", "worker", "cause")
+        table = Table(Column("id", no_wrap=True), "when (UTC)", "bytes", "attempts", "worker", "cause")
         for record in records:
             shown = _plain(record)
-            table.add_row(
-                record.id, shown["at"], str(record.size), str(record.attempts), record.worker, record.cause
-            )
+            table.add_row(record.id, shown["at"], str(record.size), str(record.attempts), record.worker, record.cause)
         out.print(table if records else "The quarantine is empty.")
 
     _with_broker(broker, show)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 __all__ = ["Broker", "Gateway", "Query", "Up", "Worker", "environment", "usable_cores"]
 
@@ -20,9 +21,19 @@ MEGABYTE = 1024 * 1024
 S = TypeVar("S")
 
 
-def option(default: Any, help: str, *, unit: str = "", name: str = "", also: str = "") -> Any:  # noqa: A002 - as users say
-    """A field with its help and its unit, a `name` that Python does not allow, a variable `also` without our prefix."""
-    return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "name": name, "also": also})
+def option(
+    default: Any,
+    help: str,  # noqa: A002 - the word that users know
+    *,
+    unit: str = "",
+    least: float | None = None,
+    most: float | None = None,
+    name: str = "",
+    also: str = "",
+) -> Any:
+    """A field with its help, its unit and its bounds; a `name` that Python does not allow; a variable without prefix."""
+    told = {"help": help, "unit": unit, "bounds": Number(gte=least, lte=most), "name": name, "also": also}
+    return dataclasses.field(default=default, metadata=told)
 
 
 def _flags(section: type[S]) -> type[S]:
@@ -35,6 +46,7 @@ def _flags(section: type[S]) -> type[S]:
             help=f"{told['help']} [{told['unit']}]" if told["unit"] else told["help"],
             env_var=tuple(filter(None, (_variable(field), told["also"]))),
             negative="",
+            validator=told["bounds"] if hints[field.name] in (int, float, float | None) else None,
         )
         section.__annotations__[field.name] = Annotated[hints[field.name], parameter]
     return Parameter(name="*")(section)
@@ -69,8 +81,12 @@ class Broker:
         None,
         "URL of the broker (redis://, rediss://, valkey://, unix://). Without it: the embedded one of the system on --port.",
     )
-    port: int = option(8080, "Port of the gateway; it also names the embedded broker's socket.", also="PORT")
-    lease: float = option(5.0, "A job comes back to the queue when its worker gave no sign for this long.", unit="s")
+    port: int = option(
+        8080, "Port of the gateway; it also names the embedded broker's socket.", least=1, most=65_535, also="PORT"
+    )
+    lease: float = option(
+        5.0, "A job comes back to the queue when its worker gave no sign for this long.", unit="s", least=0.1
+    )
 
 
 @_flags
@@ -80,17 +96,26 @@ class Gateway:
 
     host: str = option("localhost", 'Address to listen on; "localhost" is both loopbacks, "*" is every address.')
     store: str = option("./mirrored", "Folder in which resulting images are saved.")
-    max_upload: int = option(32 * MEGABYTE, "Largest image that is taken.", unit="bytes")
-    max_jobs: int = option(512, "Requests in flight; more are refused with 503.")
-    max_bytes: int = option(256 * MEGABYTE, "Image bytes in flight; more are refused with 503.", unit="bytes")
+    max_upload: int = option(32 * MEGABYTE, "Largest image that is taken.", unit="bytes", least=1)
+    max_jobs: int = option(512, "Requests in flight; more are refused with 503.", least=1)
+    max_bytes: int = option(256 * MEGABYTE, "Image bytes in flight; more are refused with 503.", unit="bytes", least=1)
     max_pixels: int = option(
-        4_000_000_000, "Pixels in flight, as the images' headers tell them; more are refused with 503.", unit="pixels"
+        4_000_000_000,
+        "Pixels in flight, as the images' headers tell them; more are refused with 503.",
+        unit="pixels",
+        least=1,
     )
     body_timeout: float = option(
-        10.0, "Time that a request's body may take, besides one second for each 64 KB that arrived.", unit="s"
+        10.0,
+        "Time that a request's body may take, besides one second for each 64 KB that arrived.",
+        unit="s",
+        least=0.1,
     )
     drain_delay: float | None = option(
-        None, "On SIGTERM, go on accepting for this long after /readyz turned 503. [default: 5, in `up` 0]", unit="s"
+        None,
+        "On SIGTERM, go on accepting for this long after /readyz turned 503. [default: 5, in `up` 0]",
+        unit="s",
+        least=0,
     )
 
 
@@ -99,16 +124,18 @@ class Gateway:
 class Worker:
     """C3."""
 
-    concurrency: int = option(1, "Child processes of each worker, so many images at a time.")
+    concurrency: int = option(1, "Child processes of each worker, so many images at a time.", least=1)
     imports: tuple[str, ...] = option(
         (), "Module whose public functions become operations; may be given again.", name="import"
     )
-    attempts: int = option(3, "Starts of a job before it is quarantined.")
-    work_limit: float = option(10.0, "Time that one job may take in the child.", unit="s")
+    attempts: int = option(3, "Starts of a job before it is quarantined.", least=1)
+    work_limit: float = option(10.0, "Time that one job may take in the child.", unit="s", least=0.1)
     max_clock_skew: float = option(
-        2.0, "A job is called late only this long after its deadline, for clocks that disagree.", unit="s"
+        2.0, "A job is called late only this long after its deadline, for clocks that disagree.", unit="s", least=0
     )
-    child_memory: int = option(2048 * MEGABYTE, "Address space of a child process (0: no limit).", unit="bytes")
+    child_memory: int = option(
+        2048 * MEGABYTE, "Address space of a child process (0: no limit).", unit="bytes", least=0
+    )
 
 
 @_flags
@@ -116,9 +143,7 @@ class Worker:
 class Up:
     """The whole system on one machine."""
 
-    workers: int = option(
-        min(usable_cores(), 8), "Worker processes. [default: usable cores, at most 8]"
-    )
+    workers: int = option(min(usable_cores(), 8), "Worker processes. [default: usable cores, at most 8]", least=0)
 
 
 @_flags

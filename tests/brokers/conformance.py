@@ -141,7 +141,12 @@ class Conformance:
             await worker.answer(delivery, facts={"size": "1kb"}, notes={"mirror": "lossless"}, image=b"result", work=7)
             reply = await inbox.reply_to(job)
             assert reply == Reply(
-                id=job.id, worker="worker-0", work=7, facts={"size": "1kb"}, notes={"mirror": "lossless"}, image=b"result"
+                id=job.id,
+                worker="worker-0",
+                work=7,
+                facts={"size": "1kb"},
+                notes={"mirror": "lossless"},
+                image=b"result",
             )
             assert await gateway.backlog() == 0
             await worker.nothing()
@@ -305,7 +310,8 @@ class Conformance:
             assert await gateway.take_out(jobs[0].id) is None
 
     @pytest.mark.parametrize(
-        ("header", "body"), [(b"", b""), (b"{", b"x"), (b'{"v":1}', b"x"), (b'{"v":9,"id":"x"}', b"x"), (b"\xff\xfe", b"")]
+        ("header", "body"),
+        [(b"", b""), (b"{", b"x"), (b'{"v":1}', b"x"), (b'{"v":9,"id":"x"}', b"x"), (b"\xff\xfe", b"")],
     )
     async def test_a_malformed_message_is_kept_aside(self, server: Any, header: bytes, body: bytes) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import socket
 from dataclasses import dataclass
@@ -92,7 +91,8 @@ def form(*parts: bytes) -> bytes:
 
 
 def head(target: str = "/query", *headers: str, method: str = "POST", version: str = "1.1") -> bytes:
-    return f"{method} {target} HTTP/{version}\r\nHost: here\r\n{''.join(f'{h}\r\n' for h in headers)}\r\n".encode()
+    lines = [f"{method} {target} HTTP/{version}", "Host: here", *headers]
+    return "".join(f"{line}\r\n" for line in lines).encode() + b"\r\n"
 
 
 def post(body: bytes, *headers: str, target: str = "/query", content_type: str = FORM) -> bytes:
@@ -128,20 +128,23 @@ def works(connection: Connection) -> None:
 
 
 def refused(system: System, data: bytes, status: int, code: str, *, closes: bool = False) -> Answer:
-    """Send, and get this failure; nothing is saved, and the next requests work, here (if it stays open) and elsewhere."""
-    before = set(os.listdir(system.store))
+    """Send, get this failure, and nothing is saved; the next requests work, here (if it stays open) and elsewhere."""
+    before = set(system.store.iterdir())
     with Connection(system.port) as connection:
         connection.send(data)
         answer = connection.answer()
         check_failure(answer, status, code)
-        assert set(os.listdir(system.store)) == before
+        assert set(system.store.iterdir()) == before
         if closes:
             assert answer.headers["connection"] == "close"
             assert connection.closed()
         else:
             works(connection)
     with Connection(system.port) as connection:
-        works(connection)
+        connection.send(head("/readyz", method="GET"))
+        assert connection.answer().body == b"ready\n"
+        if closes:
+            works(connection)
     return answer
 
 

@@ -120,12 +120,26 @@ def test_what_is_cut_short_is_refused() -> None:
     assert gif.mirror(source + b"more").image == gif.mirror(source).image
 
 
-@pytest.mark.parametrize("bits", [0, 9, 12, 255])
+@pytest.mark.parametrize("bits", [0, 12, 255])
 def test_code_sizes_that_do_not_exist(bits: int) -> None:
     source = bytearray(screen(3, 1, block(0, 0, (3, 1), b"\0\1\2")))
     source[13 + 12 + 10] = bits
     with pytest.raises(ImageError, match="code size"):
         gif.mirror(bytes(source))
+
+
+@pytest.mark.parametrize(("read", "written"), [(1, 2), (9, 8), (11, 8)])
+def test_odd_code_sizes_are_read_but_not_written(read: int, written: int) -> None:
+    """One clear code, one pixel of index 0, one end code, packed by hand."""
+    codes = (1 << read) | 0 << (read + 1) | ((1 << read) + 1) << 2 * (read + 1)
+    packed = codes.to_bytes((3 * (read + 1) + 7) // 8, "little")
+    odd = struct.pack("<BHHHHBB", 0x2C, 0, 0, 1, 1, 0, read) + bytes([len(packed)]) + packed + b"\0"
+    assert gif.mirror(screen(2, 1, odd)).image == screen(2, 1, block(1, 0, (1, 1), b"\0", bits=written))
+
+
+def test_stray_bytes_between_blocks_are_skipped_and_kept() -> None:
+    one, other = block(0, 0, (2, 1), b"\1\2"), block(0, 0, (2, 1), b"\2\1")
+    assert gif.mirror(screen(2, 1, one, b"\0\0G", one)).image == screen(2, 1, other, b"\0\0G", other)
 
 
 def test_too_many_frames_or_pixels_are_refused_without_decoding() -> None:

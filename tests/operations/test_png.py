@@ -249,6 +249,13 @@ def test_what_is_damaged_is_refused() -> None:
             png.mirror(SIGNATURE + header + extra + chunk(b"IDAT", zlib.compress(b"\0" * 9)))
 
 
+@pytest.mark.parametrize("methods", [(1, 0, 0), (0, 1, 0), (0, 0, 2)])
+def test_methods_that_do_not_exist(methods: tuple[int, int, int]) -> None:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, *methods))
+    with pytest.raises(ImageError, match="method that does not exist"):
+        png.mirror(SIGNATURE + header + chunk(b"IDAT", zlib.compress(b"\0\0")))
+
+
 def test_too_many_pixels_or_frames_are_refused_without_decoding() -> None:
     bomb = zlib.compress(bytes(40_000_000))
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))

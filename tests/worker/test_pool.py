@@ -41,7 +41,9 @@ def in_pool(monkeypatch: pytest.MonkeyPatch, use: Callable[[Pool], Awaitable[Any
     return asyncio.run(using())
 
 
-async def run(pool: Pool, operation: str, image: bytes = b"not a picture", limit: float = 20.0) -> tuple[Outcome, bytes]:
+async def run(
+    pool: Pool, operation: str, image: bytes = b"not a picture", limit: float = 20.0
+) -> tuple[Outcome, bytes]:
     async with pool.child() as child:
         return await child.run(job(operation, image), limit)
 
@@ -163,7 +165,8 @@ def test_children_end_with_a_consumer_that_is_killed(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("module", "reason"), [("no_such_module", "There is no module 'no_such_module'"), ("broken_module", "cannot be imported")]
+    ("module", "reason"),
+    [("no_such_module", "There is no module 'no_such_module'"), ("broken_module", "cannot be imported")],
 )
 def test_a_module_that_cannot_be_imported_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, reason: str

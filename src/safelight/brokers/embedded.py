@@ -46,7 +46,9 @@ def runtime_folder() -> Path:
     except OSError as exc:
         raise ConfigurationError(f"The folder {folder} cannot be made: {exc.strerror}.") from exc
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise ConfigurationError(f"{folder} must be a folder of yours with mode 0700; remove it or set XDG_RUNTIME_DIR.")
+        raise ConfigurationError(
+            f"{folder} must be a folder of yours with mode 0700; remove it or set XDG_RUNTIME_DIR."
+        )
     return folder
 
 

@@ -138,12 +138,12 @@ class _Pipe:
 
     def _write(self, connection: AbstractConnection, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        if connection is not self._connection:
+        writer = connection._writer  # noqa: SLF001 - `send_packed_command` awaits, and another write could come between
+        if connection is not self._connection or writer is None:
             answers.set_exception(BrokerAwayError())
             return answers
         self._waiting.append((len(commands), answers))
-        # Writing goes through the transport at once: the order of writes is the order of `_waiting`.
-        connection._writer.writelines(connection.pack_commands(commands))  # noqa: SLF001 - `send_packed_command` awaits
+        writer.writelines(connection.pack_commands(commands))
         return answers
 
     async def _connect(self) -> AbstractConnection:
@@ -152,7 +152,7 @@ class _Pipe:
                 connection = self._pool.connection_class(**self._pool.connection_kwargs)
                 try:
                     async with asyncio.timeout(ANSWER_SECONDS):
-                        await connection.connect()
+                        await connection.connect()  # type: ignore[no-untyped-call]
                 except driver.AuthenticationError as exc:
                     raise ConfigurationError(f"The broker refuses the user or the password: {exc}.") from exc
                 except (driver.RedisError, OSError) as exc:
@@ -421,9 +421,7 @@ class RedisBroker:
     async def start(self, delivery: Delivery, starts: int) -> None:
         """Set the entry's delivery count to one more than its starts."""
         count = starts - delivery.job.starts + 1
-        await self._pipe.post(
-            ("XCLAIM", JOBS, GROUP, self._worker, 0, delivery.handle, "RETRYCOUNT", count, "JUSTID")
-        )
+        await self._pipe.post(("XCLAIM", JOBS, GROUP, self._worker, 0, delivery.handle, "RETRYCOUNT", count, "JUSTID"))
 
     async def beat(self, held: Sequence[Delivery], presence: Presence) -> list[Delivery]:
         """Renew, announce, and age what is old; all keys of ours get their time to live here."""
@@ -468,9 +466,7 @@ class RedisBroker:
     async def give_back(self, delivery: Delivery, starts: int) -> None:
         """The same job as a new entry, at the end of the queue, in one transaction with the old one's deletion."""
         header, body = encode(replace(delivery.job, starts=starts))
-        await self._pipe.transaction(
-            ("XADD", JOBS, "*", "header", header, "body", body), *_delete([delivery.handle])
-        )
+        await self._pipe.transaction(("XADD", JOBS, "*", "header", header, "body", body), *_delete([delivery.handle]))
 
     async def quarantine(self, delivery: Delivery, record: Quarantined, reply: Reply) -> None:
         """Keep aside, reply, acknowledge. With no room to keep it, the reply alone must do."""

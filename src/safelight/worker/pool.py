@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from safelight.message import Job
+
+R = TypeVar("R", Ready, Outcome)
 
 __all__ = ["Child", "ChildDiedError", "OverrunError", "Pool"]
 
@@ -153,7 +155,7 @@ class Child:
             os.ftruncate(self._memory, 0)
         return image
 
-    async def _receive(self, kind: type[msgspec.Struct]) -> msgspec.Struct:
+    async def _receive(self, kind: type[R]) -> R:
         """One frame of this shape; anything else is a child that is not ours any more."""
         try:
             (length,) = FRAME.unpack(await self._exactly(FRAME.size))
@@ -196,7 +198,9 @@ class Child:
             return ChildDiedError("the child closed its socket and went on")
         await self.kill()
         code = self._process.returncode or 0
-        return ChildDiedError(f"the child was ended by {signal.Signals(-code).name}" if code < 0 else f"the child exited with {code}")
+        return ChildDiedError(
+            f"the child was ended by {signal.Signals(-code).name}" if code < 0 else f"the child exited with {code}"
+        )
 
 
 class Pool:

@@ -34,9 +34,7 @@ async def run(broker: Broker, options: settings.Worker, *, stop: asyncio.Event) 
         if lock >= 0:
             stack.callback(os.close, lock)
         stack.push_async_callback(broker.close)
-        pool = await stack.enter_async_context(
-            Pool(options.concurrency, options.imports, options.child_memory)
-        )
+        pool = await stack.enter_async_context(Pool(options.concurrency, options.imports, options.child_memory))
         if not await _connect(broker, stop):
             return
         consumer = Consumer(broker, pool, name, options)

@@ -72,7 +72,7 @@ def _walk(image: bytes) -> tuple[list[_Frame], int, int]:
             frames.append(_Frame(position, left, top, width, height, flags, pixels_at, end))
             position = end
         else:
-            raise ImageError("The GIF is damaged: there is something between its blocks.")
+            position += 1  # stray bytes between blocks, which viewers skip
     return frames, start, position
 
 
@@ -91,7 +91,7 @@ def _mirrored(image: bytes, frame: _Frame, screen_width: int) -> bytes:
     if visible <= 0:
         return image[frame.start : frame.end]  # outside the screen, and outside it stays
     bits, interlaced = image[frame.pixels_at], frame.flags & _INTERLACED
-    if not 1 <= bits <= 8:
+    if not 1 <= bits <= 11:
         raise ImageError("The GIF is damaged: its pixels have a code size that does not exist.")
     size = (frame.width, frame.height)
     try:
@@ -100,7 +100,7 @@ def _mirrored(image: bytes, frame: _Frame, screen_width: int) -> bytes:
         raise ImageError("The GIF's pixels are damaged or cut short.") from error
     if visible < frame.width:
         picture = picture.crop((0, 0, visible, frame.height))
-    bits = max(bits, 2)  # the least that may be written; some files have 1
+    bits = min(max(bits, 2), 8)  # what may be written; some files have 1, or more than 8
     pixels = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes("gif", "L", bits, int(interlaced > 0))
     left = screen_width - frame.left - visible
     place = struct.pack("<BHHHHB", _IMAGE, left, frame.top, visible, frame.height, frame.flags)

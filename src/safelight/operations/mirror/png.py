@@ -82,10 +82,10 @@ def mirror(image: bytes) -> Result:
     chunks = list(_chunks(image))
     if not chunks or chunks[0].kind != b"IHDR" or len(chunks[0].data) != 13:
         raise ImageError("The PNG does not begin with its header.")
-    width, height, depth, colour = struct.unpack_from(">IIBB", chunks[0].data)
+    width, height, depth, colour, compression, filters, interlaced = struct.unpack(">IIBBBBB", chunks[0].data)
     formats.check_dimensions(width, height)
-    if (colour, depth) not in _BOXES:
-        raise ImageError("The PNG has a colour type or bit depth that does not exist.")
+    if (colour, depth) not in _BOXES or compression or filters or interlaced > 1:
+        raise ImageError("The PNG's header names a colour type, bit depth or method that does not exist.")
     frames = _frames(chunks, width, height)
     pixels = sum(frame.width * frame.height for frame in frames)
     formats.check_frames(len(frames), pixels)
