@@ -4,6 +4,9 @@ In each round every case has its turn: the codec in a bare loop on every core, t
 on its embedded Valkey, started anew, saving into a new folder) under wrk with 1, 16 and 64 connections. Load
 generator and service share the cores. A case that saw an error, lost a process, or whose number of saved images is
 not the number of successes ends the run without a result. Written to `results/path.json` and `results/path.md`.
+
+Saved images are deleted at the end of the run alone. Leave five minutes between two runs on one ext4: until then it
+searches around the inodes that were deleted (`recently_deleted` in fs/ext4/ialloc.c), which each new file pays for.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import os
 import platform
 import random
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -40,7 +42,6 @@ from report import markdown
 
 from safelight.operations.mirror import mirror, turbojpeg
 from safelight.settings import usable_cores
-from safelight.worker.pool import MALLOC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,6 +52,14 @@ SOLO_SECONDS = 1.0  # of the codec in one process, for its own time beside the s
 WARM_UP_REQUESTS = 20
 STARTED_SECONDS = 30.0
 LOOK_SECONDS = 0.005
+EDGES = 0.1  # of a case's time at each end, in which CPU time is not counted
+WORKERS = usable_cores()
+NO_FAILURES = {"success", "client_left", "workers"}  # of what the gateway counts
+MALLOC = {  # glibc keeps freed memory, as in the service's own processes: the codec at its best
+    "MALLOC_TRIM_THRESHOLD_": "268435456",
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TOP_PAD_": "16777216",
+}
 KINDS = {"safelight.worker.child": "child", "gateway": "gateway", "worker": "worker", "up": "supervisor"}
 
 
@@ -104,6 +113,7 @@ def run_codec(path: Path, processes: int, seconds: float) -> dict[str, float]:
     return {
         "rate": sum(result["count"] / result["seconds"] for result in results),
         "median_us": statistics.median(result["median_us"] for result in results),
+        "cpu_us": statistics.median(result["cpu_us"] for result in results),
         "others": others / elapsed / usable_cores(),
     }
 
@@ -130,14 +140,12 @@ class Service:
             return answer.read()
 
     def counted(self) -> dict[str, float]:
-        """Requests by outcome and what is in flight, as the gateway counts them."""
+        """Requests by outcome, what is in flight, and living workers, as the gateway counts them."""
         with urllib.request.urlopen(f"{self.url}/metrics") as answer:  # noqa: S310
             text = answer.read().decode()
-        found = {
-            name: float(value)
-            for name, value in re.findall(r'^safelight_requests_total{outcome="(\w+)"} (\S+)', text, re.MULTILINE)
-        }
-        return found | {"in flight": float(re.search(r"^safelight_in_flight_jobs (\S+)", text, re.MULTILINE)[1])}
+        outcomes = re.findall(r'^safelight_requests_total{outcome="(\w+)"} (\S+)', text, re.MULTILINE)
+        gauges = re.findall(r"^safelight_(in_flight_jobs|workers) (\S+)", text, re.MULTILINE)
+        return {name: float(value) for name, value in outcomes + gauges}
 
     def processes(self) -> dict[psutil.Process, str]:
         """All of its processes and their kinds."""
@@ -171,12 +179,6 @@ def busy_seconds() -> float:
     return sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
 
 
-def children_seconds() -> float:
-    """CPU time of all processes that this one started and waited for."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
 def peak_megabytes(processes: dict[psutil.Process, str]) -> dict[str, float]:
     """The largest resident set of any process of a kind since its start (beyond Linux: the present one)."""
     peaks: dict[str, float] = defaultdict(float)
@@ -198,6 +200,7 @@ def service(folder: Path) -> Iterator[Service]:
         port = probe.getsockname()[1]
     store = Path(tempfile.mkdtemp(prefix="store-", dir=folder))
     command = [sys.executable, "-m", "safelight", "up", "--port", str(port), "--store", str(store)]
+    command += ["--workers", str(WORKERS)]
     variables = {name: value for name, value in os.environ.items() if not name.startswith("SAFELIGHT_")}
     begun = time.monotonic()
     with (folder / f"{port}.log").open("wb") as log:
@@ -226,44 +229,24 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-def run_wrk(url: str, path: Path, connections: int, seconds: float) -> dict[str, Any]:
-    """wrk's own count: requests, duration, latencies, errors."""
-    words = [
-        "-t1",
-        f"-c{connections}",
-        f"-d{seconds:g}s",
-        "--timeout",
-        "60s",
-        "-s",
-        str(HERE / "post.lua"),
-        f"{url}/query",
-    ]
-    ended = subprocess.run(["wrk", *words, "--", str(path)], capture_output=True, text=True, check=True)
-    return json.loads(ended.stdout.splitlines()[-1])
-
-
-def run_service(folder: Path, path: Path, connections: int, seconds: float) -> dict[str, Any]:
+def run_service(folder: Path, path: Path, connections: int, seconds: int) -> dict[str, Any]:
     """One case: the service started, warmed, loaded, checked."""
     image = path.read_bytes()
     with service(folder) as running:
+        wait_until(lambda: running.counted()["workers"] == WORKERS, STARTED_SECONDS)
         for _ in range(WARM_UP_REQUESTS):
             running.post(image)
-        processes, before = running.processes(), running.counted()
-        begun, busy = time.monotonic(), busy_seconds()
-        spent, wrk_spent = cpu_by_kind(processes), children_seconds()
-        loaded = run_wrk(running.url, path, connections, seconds)
-        wait_until(lambda: running.counted()["in flight"] == 0, 60)
+        before = running.counted()
+        options = ["-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", str(HERE / "post.lua")]
+        command = ["wrk", *options, f"{running.url}/query", "--", str(path)]
+        wrk = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        used = watch(running, wrk, seconds)
+        loaded = json.loads(wrk.communicate()[0].splitlines()[-1])
+        wait_until(lambda: running.counted()["in_flight_jobs"] == 0, 60)
         after = running.counted()
-        if running.processes() != processes:
-            raise BenchmarkError("a process was lost, or started, during the measurement")
-        requests = after["success"] - before["success"]
-        used = {kind: now - spent[kind] for kind, now in cpu_by_kind(processes).items()}
-        used["wrk"] = children_seconds() - wrk_spent
-        others = (busy_seconds() - busy - sum(used.values())) / (time.monotonic() - begun) / usable_cores()
-        peaks = peak_megabytes(processes)
     check(loaded, after, before, connections)
     check_store(running.store, mirror(image).image or b"", int(after["success"]))
-    return {
+    return used | {
         "connections": connections,
         "rate": loaded["requests"] / loaded["microseconds"] * 1e6,
         "p50_us": loaded["p50_us"],
@@ -271,10 +254,34 @@ def run_service(folder: Path, path: Path, connections: int, seconds: float) -> d
         "requests": loaded["requests"],
         "errors": sum(loaded["errors"].values()),
         "saved": int(after["success"]),
-        "cpu_us": {kind: value / requests * 1e6 for kind, value in used.items()},
-        "others": others,
-        "peak_mb": peaks,
         "start_seconds": running.start_seconds,
+    }
+
+
+def watch(running: Service, wrk: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
+    """CPU time of one request by kind of process, in the middle of the load.
+
+    Not at its end: wrk leaves without waiting for its last answers, and a worker that is at work on a request whose
+    client has left kills its child.
+    """
+    processes = running.processes() | {psutil.Process(wrk.pid): "wrk"}
+    time.sleep(seconds * EDGES)
+    begun, answered, busy, spent = (
+        time.monotonic(),
+        running.counted()["success"],
+        busy_seconds(),
+        cpu_by_kind(processes),
+    )
+    time.sleep(seconds * (1 - 2 * EDGES))
+    used = {kind: now - spent[kind] for kind, now in cpu_by_kind(processes).items()}
+    others = busy_seconds() - busy - sum(used.values())
+    requests, elapsed = running.counted()["success"] - answered, time.monotonic() - begun
+    if (now := running.processes()) != {process: kind for process, kind in processes.items() if kind != "wrk"}:
+        raise BenchmarkError(f"processes were {sorted(processes.values())}, then {sorted(now.values())}")
+    return {
+        "cpu_us": {kind: value / requests * 1e6 for kind, value in used.items()},
+        "others": others / elapsed / usable_cores(),
+        "peak_mb": peak_megabytes(processes),
     }
 
 
@@ -282,7 +289,7 @@ def check(loaded: dict[str, Any], after: dict[str, float], before: dict[str, flo
     """Every request was a success. wrk leaves at its end: each connection may have one that it did not wait for."""
     if any(loaded["errors"].values()):
         raise BenchmarkError(f"wrk saw errors: {loaded['errors']}")
-    if failed := {name: count for name, count in after.items() if count and name not in ("success", "client_left")}:
+    if failed := {name: count for name, count in after.items() if count and name not in NO_FAILURES}:
         raise BenchmarkError(f"the gateway counted failures: {failed}")
     unread = after["success"] + after.get("client_left", 0) - before["success"] - loaded["requests"]
     if not 0 <= unread <= connections:
@@ -302,7 +309,7 @@ def check_store(store: Path, expected: bytes, successes: int) -> None:
 # The run.
 
 
-def measure(folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
+def measure(folder: Path, rounds: int, seconds: int) -> dict[str, Any]:
     """All cases, round by round; by image: the codec's results and those of each number of connections."""
     results: dict[str, Any] = {}
     for name, make in IMAGES.items():
@@ -364,7 +371,7 @@ def machine(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=4.0, help="of load for each case (whole ones: wrk's)")
+    parser.add_argument("--seconds", type=int, default=3, help="of load for each case")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder for path.json and path.md")
     options = parser.parse_args()
@@ -374,7 +381,7 @@ def main() -> None:
         os.environ["XDG_RUNTIME_DIR"] = folder  # sockets apart from those of a system that runs on this machine
         report = {
             "machine": machine(Path(folder)),
-            "command": f"python benchmarks/bench.py --seconds {options.seconds:g} --rounds {options.rounds}",
+            "command": f"python benchmarks/bench.py --seconds {options.seconds} --rounds {options.rounds}",
             "seconds": options.seconds,
             "rounds": options.rounds,
             "results": measure(Path(folder), options.rounds, options.seconds),

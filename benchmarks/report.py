@@ -59,7 +59,7 @@ def cpu_rows(results: dict[str, Any]) -> Iterator[str]:
             spent = median_by_kind(of(entry, connections), "cpu_us")
             cells = " | ".join(f"{spent.get(kind, 0):,.0f}" for kind in COLUMNS)
             ours = sum(value for kind, value in spent.items() if kind != "wrk")
-            yield f"| {name} | {connections} | {cells} | {ours:,.0f} | {median(entry['codec'], 'median_us'):,.0f} |"
+            yield f"| {name} | {connections} | {cells} | {ours:,.0f} | {median(entry['codec'], 'cpu_us'):,.0f} |"
 
 
 def memory_rows(results: dict[str, Any]) -> Iterator[str]:
@@ -94,7 +94,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 {here["date"]}, commit {here["commit"]}. {place}; saved on {here["store"]}.
 Python {here["python"]}, {here["jpeg"]}, {versions}, {here["wrk"]}.
-Service, broker and load generator share the cores. {report["rounds"]} rounds of {report["seconds"]:g} s a case.
+Service, broker and load generator share the cores. {report["rounds"]} rounds of {report["seconds"]} s a case.
 Again: `{report["command"]}`.
 
 {rows["speed"]}

@@ -282,6 +282,16 @@ def test_what_cannot_work_is_one_sentence(tmp_path: Path, words: list[str], sent
     assert (ended.returncode, ended.stderr) == (2, f"safelight: {sentence}\n")
 
 
+@pytest.mark.parametrize("words", [["--at-once", "0"], ["--timeout", "0"], ["--timeout", "nan"], []])
+def test_what_is_out_of_bounds_is_refused(words: list[str]) -> None:
+    given = [str(TEST_IMAGE)] if words else []
+    ended = subprocess.run(
+        [sys.executable, "-m", "safelight", "query", *given, *words], capture_output=True, check=False, timeout=30
+    )
+    assert ended.returncode == 2
+    assert b"Traceback" not in ended.stderr
+
+
 def test_find_takes_files_folders_and_nothing_hidden(tmp_path: Path) -> None:
     for name in ("b.jpg", "a/c.jpg", "a/.d.jpg", ".e/f.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

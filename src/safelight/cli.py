@@ -106,7 +106,7 @@ def up(
     broker: Broker = Broker(),
     gateway: Gateway = Gateway(),
     worker: Worker = Worker(),
-    up: Up = Up(),  # noqa: B008
+    up: Up = Up(),
 ) -> None:
     """Run the whole system on this machine: broker, gateway and workers, started again when they die."""
     from safelight.operations.mirror import turbojpeg  # noqa: PLC0415
@@ -132,7 +132,7 @@ def _without_password(url: str) -> str:
 
 
 @app.command
-def gateway(*, broker: Broker = Broker(), gateway: Gateway = Gateway()) -> None:  # noqa: B008
+def gateway(*, broker: Broker = Broker(), gateway: Gateway = Gateway()) -> None:
     """Run one gateway (C1)."""
     from safelight.gateway.run import run  # noqa: PLC0415 - a worker starts without a web library
 
@@ -140,7 +140,7 @@ def gateway(*, broker: Broker = Broker(), gateway: Gateway = Gateway()) -> None:
 
 
 @app.command
-def worker(*, broker: Broker = Broker(), worker: Worker = Worker()) -> None:  # noqa: B008
+def worker(*, broker: Broker = Broker(), worker: Worker = Worker()) -> None:
     """Run one worker (C3); without --broker it joins the system of --port on this machine."""
     from safelight.worker.run import run  # noqa: PLC0415 - a gateway starts without an image library
 
@@ -152,7 +152,7 @@ def query(
     paths: Annotated[list[str], Parameter(allow_leading_hyphen=True)],
     /,
     *,
-    options: Query = Query(),  # noqa: B008
+    options: Query = Query(),
 ) -> None:
     """Post images to a gateway, many at a time: files, folders with all below them, - for standard input."""
     from safelight.batch import query as post_all  # noqa: PLC0415 - servers start without an HTTP client
@@ -187,7 +187,7 @@ def _with_broker(broker: Broker, use: Callable[[BrokerEnd], Awaitable[None]]) ->
 
 
 @app.command
-def operations(*, broker: Broker = Broker(), json_: Annotated[bool, Parameter("--json", negative="")] = False) -> None:  # noqa: B008
+def operations(*, broker: Broker = Broker(), json_: Annotated[bool, Parameter("--json", negative="")] = False) -> None:
     """List what the living workers offer."""
 
     async def show(end: BrokerEnd) -> None:
@@ -207,7 +207,7 @@ def operations(*, broker: Broker = Broker(), json_: Annotated[bool, Parameter("-
 
 
 @quarantine.command(name="list")
-def list_(*, broker: Broker = Broker(), json_: Annotated[bool, Parameter("--json", negative="")] = False) -> None:  # noqa: B008
+def list_(*, broker: Broker = Broker(), json_: Annotated[bool, Parameter("--json", negative="")] = False) -> None:
     """List the jobs in quarantine, the oldest first."""
 
     async def show(end: BrokerEnd) -> None:
@@ -246,7 +246,7 @@ async def _taken(end: BrokerEnd, job_id: str) -> tuple[Quarantined, bytes]:
 
 
 @quarantine.command
-def show(job_id: str, /, *, broker: Broker = Broker()) -> None:  # noqa: B008
+def show(job_id: str, /, *, broker: Broker = Broker()) -> None:
     """Show one job as JSON: its cause, its operations, its size."""
 
     async def shown(end: BrokerEnd) -> None:
@@ -256,7 +256,7 @@ def show(job_id: str, /, *, broker: Broker = Broker()) -> None:  # noqa: B008
 
 
 @quarantine.command
-def save(job_id: str, /, *, out_: Annotated[Path, Parameter("--out")], broker: Broker = Broker()) -> None:  # noqa: B008
+def save(job_id: str, /, *, out_: Annotated[Path, Parameter("--out")], broker: Broker = Broker()) -> None:
     """Write one job's image to a file."""
 
     async def saved(end: BrokerEnd) -> None:
@@ -274,7 +274,7 @@ def retry(
     *,
     out_: Annotated[Path | None, Parameter("--out")] = None,
     timeout: float = 60.0,
-    broker: Broker = Broker(),  # noqa: B008
+    broker: Broker = Broker(),
 ) -> None:
     """Send one job anew, wait for it, print its answer; on success it leaves the quarantine."""
 
@@ -298,7 +298,7 @@ def retry(
 
 
 @quarantine.command
-def drop(job_id: str, /, *, broker: Broker = Broker()) -> None:  # noqa: B008
+def drop(job_id: str, /, *, broker: Broker = Broker()) -> None:
     """Delete one job from quarantine."""
 
     async def dropped(end: BrokerEnd) -> None:

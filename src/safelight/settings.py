@@ -1,7 +1,8 @@
 """Every option once: its name, default, unit and help. Flags and `SAFELIGHT_*` variables come from here.
 
-A field named `work_limit` is the flag `--work-limit` and the variable `SAFELIGHT_WORK_LIMIT`. `environment` is how the supervisor hands settings to the processes that it starts (variables, so that a
-broker's password never shows in a list of processes).
+A field named `work_limit` is the flag `--work-limit` and the variable `SAFELIGHT_WORK_LIMIT`. `environment` is how the
+supervisor hands settings to the processes that it starts (variables, so that a broker's password never shows in a
+list of processes).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def option(
     name: str = "",
     also: str = "",
 ) -> Any:
-    """A field with its help, its unit and its bounds; a `name` that Python does not allow; a variable without prefix."""
+    """A field with its help, its unit and its bounds; a `name` that Python does not allow; a variable `also`."""
     told = {"help": help, "unit": unit, "bounds": Number(gte=least, lte=most), "name": name, "also": also}
     return dataclasses.field(default=default, metadata=told)
 
@@ -79,7 +80,7 @@ class Broker:
 
     broker: str | None = option(
         None,
-        "URL of the broker (redis://, rediss://, valkey://, unix://). Without it: the embedded one of the system on --port.",
+        "URL of the broker (redis://, rediss://, valkey://, unix://). Without it: the embedded one of --port's system.",
     )
     port: int = option(
         8080, "Port of the gateway; it also names the embedded broker's socket.", least=1, most=65_535, also="PORT"
@@ -152,10 +153,12 @@ class Query:
     """Images posted from the command line."""
 
     url: str | None = option(None, "Address of the gateway. [default: http://localhost:PORT]")
-    port: int = option(Broker.port, "Port of a gateway on this machine, when no --url is given.", also="PORT")
+    port: int = option(
+        Broker.port, "Port of a gateway on this machine, when no --url is given.", least=1, most=65535, also="PORT"
+    )
     operations: str | None = option(None, "Operations in order, with commas between them. [default: the gateway's]")
-    timeout: float = option(60.0, "Time for each image, with all its tries.", unit="s")
-    at_once: int = option(8, "Requests in flight.")
+    timeout: float = option(60.0, "Time for each image, with all its tries.", unit="s", least=0.01)
+    at_once: int = option(8, "Requests in flight.", least=1)
     out: str | None = option(None, "Folder for the resulting images, named as the given ones; no file is overwritten.")
     json: bool = option(default=False, help="Print a line of JSON for each image as it ends, instead of a table.")
 

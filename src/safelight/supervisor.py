@@ -154,7 +154,7 @@ class Supervisor:
 
     async def _announce(self, ready: Callable[[float], None]) -> None:
         begun = time.monotonic()
-        while not await self._is_ready():
+        while not await self._is_ready():  # noqa: ASYNC110 - another process's readiness sets no event
             await asyncio.sleep(READY_SECONDS)
         ready(time.monotonic() - begun)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import resource
 import subprocess
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from safelight.errors import ConfigurationError, StoreFullError
@@ -195,19 +195,15 @@ def test_a_name_that_is_taken_is_not_overwritten_by_halves(store: FolderStore) -
 
 
 def test_no_descriptor_is_left_open(store: FolderStore) -> None:
-    _save(store, b"warm")
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(50):
-        _save(store, b"x")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
-    try:
+    process = psutil.Process()
+    with tmpfs(store.folder, "size=64k"):
+        _save(store, b"warm")
+        before = process.num_fds()
         for _ in range(20):
+            _save(store, b"")
             with pytest.raises(StoreFullError):
-                _save(store, bytes(5_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert len(os.listdir("/proc/self/fd")) == before
+                _save(store, bytes(100_000))
+        assert process.num_fds() == before
 
 
 @pytest.mark.parametrize(

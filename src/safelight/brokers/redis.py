@@ -138,7 +138,7 @@ class _Pipe:
 
     def _write(self, connection: AbstractConnection, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        writer = connection._writer  # noqa: SLF001 - `send_packed_command` awaits, and another write could come between
+        writer = connection._writer
         if connection is not self._connection or writer is None:
             answers.set_exception(BrokerAwayError())
             return answers

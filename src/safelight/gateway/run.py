@@ -15,6 +15,7 @@ from safelight.gateway.metrics import Metrics
 from safelight.gateway.server import Server, listen
 from safelight.gateway.store import FolderStore
 from safelight.gateway.workers import Workers
+from safelight.malloc import keep_freed_memory
 from safelight.message import new_id
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ CONNECT_SECONDS = 0.5
 
 async def run(broker: Broker, options: settings.Gateway, *, port: int, lease: float, stop: asyncio.Event) -> None:
     """Serve until `stop` is set, then drain. `ConfigurationError` for what cannot work."""
+    keep_freed_memory()
     sockets = listen(options.host, port)
     async with AsyncExitStack() as stack:
         for listening in sockets:

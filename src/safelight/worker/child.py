@@ -25,6 +25,7 @@ import msgspec
 
 from safelight import operations
 from safelight.errors import ConfigurationError, SafelightError
+from safelight.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -191,4 +192,5 @@ def main(connection: socket.socket, memory: int, address_space: int, modules: li
 
 if __name__ == "__main__":
     _die_with_parent(int(sys.argv[1]))
+    keep_freed_memory()
     main(socket.socket(fileno=int(sys.argv[2])), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from safelight import settings
     from safelight.brokers import Broker, Delivery
-    from safelight.worker.child import Outcome
-    from safelight.worker.pool import Pool
+    from safelight.message import Job
+    from safelight.worker.pool import Child, Pool
 
 __all__ = ["Consumer"]
 
@@ -115,7 +115,7 @@ class Consumer:
     async def _do(self, held: _Held) -> None:
         delivery, job = held.delivery, held.delivery.job
         if self._late(delivery):
-            return await self._refuse(held, DeadlinePassedError())
+            return await self._reply(held, self._refusal(job, DeadlinePassedError()))
         if unknown := [name for name, _ in job.operations if name not in self._pool.operations]:
             log.info("job %s goes back: this worker does not offer %s", job.id, ", ".join(unknown))
             await self._broker.give_back(delivery, delivery.starts)
@@ -125,33 +125,34 @@ class Consumer:
             async with self._pool.child() as child:
                 held.running = True
                 if self._stopping and starts == delivery.starts:
-                    raise asyncio.CancelledError
-                if self._late(delivery):
-                    return await self._refuse(held, DeadlinePassedError())
+                    raise asyncio.CancelledError  # it was told to stop just before
                 starts += 1
-                await self._broker.start(delivery, starts)
-                until_deadline = (job.deadline - now_ms()) / 1_000 + self._options.max_clock_skew
-                try:
-                    outcome, image = await child.run(job, min(self._options.work_limit, until_deadline))
-                except OverrunError:
-                    if until_deadline <= self._options.work_limit:
-                        return await self._refuse(held, DeadlinePassedError())
-                    cause = f"it was still at work after {self._options.work_limit:g} s"
-                except ChildDiedError as exc:
-                    cause = exc.cause
-                else:
-                    if outcome.failure is None:
-                        return await self._answer(held, outcome, image)
-                    cause = outcome.failure
+                ended = await self._attempt(delivery, child, starts)
+            if isinstance(ended, Reply):  # the child is free for the next job while this one is answered
+                return await self._reply(held, ended)
+            cause = ended
             log.warning("job %s, attempt %d of %d: %s", job.id, starts, self._options.attempts, cause)
         return await self._quarantine(held, starts, cause)
 
-    def _late(self, delivery: Delivery) -> bool:
-        return now_ms() > delivery.job.deadline + self._options.max_clock_skew * 1_000
-
-    async def _answer(self, held: _Held, outcome: Outcome, image: bytes) -> None:
-        reply = Reply(
-            id=held.delivery.job.id,
+    async def _attempt(self, delivery: Delivery, child: Child, starts: int) -> Reply | str:
+        """Run the job once: its reply, or the cause that it must be started again for."""
+        job = delivery.job
+        if self._late(delivery):
+            return self._refusal(job, DeadlinePassedError())
+        await self._broker.start(delivery, starts)
+        until_deadline = (job.deadline - now_ms()) / 1_000 + self._options.max_clock_skew
+        try:
+            outcome, image = await child.run(job, min(self._options.work_limit, until_deadline))
+        except OverrunError:
+            if until_deadline <= self._options.work_limit:
+                return self._refusal(job, DeadlinePassedError())
+            return f"it was still at work after {self._options.work_limit:g} s"
+        except ChildDiedError as exc:
+            return exc.cause
+        if outcome.failure is not None:
+            return outcome.failure
+        return Reply(
+            id=job.id,
             worker=self._name,
             work=outcome.work,
             facts=outcome.facts,
@@ -160,10 +161,14 @@ class Consumer:
             detail=outcome.detail,
             image=image,
         )
-        await self._patiently(held, lambda: self._broker.reply(held.delivery, reply))
 
-    async def _refuse(self, held: _Held, error: SafelightError) -> None:
-        reply = Reply(id=held.delivery.job.id, worker=self._name, error=error.code, detail=error.detail)
+    def _late(self, delivery: Delivery) -> bool:
+        return now_ms() > delivery.job.deadline + self._options.max_clock_skew * 1_000
+
+    def _refusal(self, job: Job, error: SafelightError) -> Reply:
+        return Reply(id=job.id, worker=self._name, error=error.code, detail=error.detail)
+
+    async def _reply(self, held: _Held, reply: Reply) -> None:
         await self._patiently(held, lambda: self._broker.reply(held.delivery, reply))
 
     async def _quarantine(self, held: _Held, attempts: int, cause: str) -> None:
@@ -178,8 +183,7 @@ class Consumer:
             size=len(job.image),
             job=replace(job, image=b""),
         )
-        error = QuarantinedError()
-        reply = Reply(id=job.id, worker=self._name, error=error.code, detail=error.detail)
+        reply = self._refusal(job, QuarantinedError())
         await self._patiently(held, lambda: self._broker.quarantine(held.delivery, record, reply))
 
     async def _patiently(self, held: _Held, send: Callable[[], Awaitable[None]]) -> None:

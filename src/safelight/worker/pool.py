@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from safelight.message import Job
 
-R = TypeVar("R", Ready, Outcome)
-
 __all__ = ["Child", "ChildDiedError", "OverrunError", "Pool"]
+
+R = TypeVar("R", Ready, Outcome)
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +41,6 @@ FAILED_STARTS = 5  # of children in a row: then the worker ends with the reason
 ENDING_SECONDS = 0.5  # a process that crashed is gone this long after its socket closed
 KEEP_MEMORY = 16 * 1024 * 1024  # a memory file that a big image made longer than this is emptied again
 
-# glibc gives memory back to the kernel after each image and faults it in again for the next; told to keep it, Pillow
-# mirrors a JPEG in 55 % of the time (`docs/why.md`).
-MALLOC = {
-    "MALLOC_TRIM_THRESHOLD_": "268435456",
-    "MALLOC_MMAP_THRESHOLD_": "33554432",
-    "MALLOC_TOP_PAD_": "16777216",
-}
 # What a child's environment may hold: never the broker's URL.
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")
 
@@ -87,13 +80,13 @@ class Child:
         ours, theirs = socket.socketpair()
         memory = _memory_file()
         with theirs:
-            ours.setblocking(False)  # noqa: FBT003
+            ours.setblocking(False)
             command = [sys.executable, "-m", "safelight.worker.child", str(os.getpid())]
             process = await asyncio.create_subprocess_exec(
                 *command,
                 *(str(theirs.fileno()), str(memory), str(address_space), *modules),
                 stdin=asyncio.subprocess.DEVNULL,
-                env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ} | MALLOC,
+                env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
                 pass_fds=(theirs.fileno(), memory),
                 start_new_session=True,  # Ctrl-C is for the consumer, which lets a running job finish
             )
