@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageChops
 from conftest import ROOT, System, free_port, wait_until
+from PIL import Image, ImageChops
 
 SUCCESS = '{"status": "SUCCESS", "size": "82kb"}'
 

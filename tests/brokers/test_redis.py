@@ -1,4 +1,4 @@
-"""Redis and Valkey: the conformance suite on both servers, and a test for each fact that the driver's file relies on."""
+"""Redis and Valkey: the conformance suite on both servers, and a test for each fact that `redis.py` relies on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BrokerServer, free_port, wait_until
 from conformance import LEASE, Conformance, a_job, presence_of, until
+from conftest import BrokerServer, free_port, wait_until
 from redis.asyncio import Redis
 
 from safelight.brokers import open_broker

@@ -25,7 +25,7 @@ def echo(image: bytes) -> bytes:
 
 
 def segfault(image: bytes) -> bytes:
-    if image.startswith(b"\x89PNG") or image.startswith(b"\xff\xd8"):
+    if image.startswith((b"\x89PNG", b"\xff\xd8")):
         return image  # the warm-up's pictures
     count(image)
     os.kill(os.getpid(), signal.SIGSEGV)
@@ -60,9 +60,9 @@ def slow(image: bytes) -> bytes:
 
 def surroundings(image: bytes) -> Mapping[str, object]:
     descriptors = {}
-    for name in os.listdir("/proc/self/fd"):
+    for path in Path("/proc/self/fd").iterdir():
         try:
-            descriptors[name] = os.readlink(f"/proc/self/fd/{name}")
+            descriptors[path.name] = str(path.readlink())
         except FileNotFoundError:
             continue
     return {

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BrokerServer
 from conformance import Inbox, a_job, until
+from conftest import BrokerServer
 from redis.asyncio import Redis
 
 from safelight import settings
