@@ -30,12 +30,11 @@ from safelight.errors import (
     MethodNotAllowedError,
     NotFoundError,
     SafelightError,
-    TooLargeError,
     from_code,
 )
 from safelight.gateway.accept import Wanted
 from safelight.gateway.metrics import CONTENT_TYPE_LATEST
-from safelight.gateway.upload import Upload
+from safelight.gateway.upload import FORM_OVERHEAD, Upload, too_large
 from safelight.message import Job, new_id, now_ms
 
 if TYPE_CHECKING:
@@ -179,8 +178,8 @@ class App:
     def _announced(self, request: Request) -> int:
         """The body's length as the client gives it, refused here if it is too much; 0 if it gives none."""
         announced = int(request.headers.get("content-length", 0))  # httptools refuses what is not a number
-        if announced > self._options.max_upload + 64 * 1024:
-            raise TooLargeError(f"The image is over {self._options.max_upload:,} bytes, the most that is taken.")
+        if announced > self._options.max_upload + FORM_OVERHEAD:
+            raise too_large(self._options.max_upload)
         return announced
 
     async def _upload(self, request: Request, place: Place, timeout: float) -> tuple[bytes, formats.Format]:

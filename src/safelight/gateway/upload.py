@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from safelight.formats import Format
 
-__all__ = ["Upload"]
+__all__ = ["FORM_OVERHEAD", "Upload", "too_large"]
 
 FIELD = "image"
 FORM_OVERHEAD = 64 * 1024  # bytes of a form beside its image: boundaries, headers, other fields
@@ -70,11 +70,11 @@ class Upload:
     def _feed(self, chunk: bytes, received: int) -> None:
         # A form's other fields are read over, so they count apart from the image.
         if received > self._max_bytes + FORM_OVERHEAD:
-            raise self._too_large()
+            raise too_large(self._max_bytes)
         for piece in self._parts.feed(chunk):
             self._size += len(piece)
             if self._size > self._max_bytes:
-                raise self._too_large()
+                raise too_large(self._max_bytes)
             self._grow("bytes", self._size)
             self._chunks.append(piece)
         if self._format is None and self._size >= formats.HEAD_BYTES:
@@ -102,8 +102,10 @@ class Upload:
         self._format = found
         return found
 
-    def _too_large(self) -> TooLargeError:
-        return TooLargeError(f"The image is over {self._max_bytes:,} bytes, the most that is taken.")
+
+def too_large(max_bytes: int) -> TooLargeError:
+    """The refusal of an image over the limit."""
+    return TooLargeError(f"The image is over {max_bytes:,} bytes, the most that is taken.")
 
 
 class _Body:
