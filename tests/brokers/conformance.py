@@ -94,8 +94,8 @@ class Conformance:
     pytestmark = pytest.mark.anyio
 
     @pytest.fixture
-    def anyio_backend(self) -> str:
-        return "asyncio"
+    def anyio_backend(self) -> tuple[str, dict[str, bool]]:
+        return "asyncio", {"use_uvloop": True}  # the product's loop: a closed transport of its raises
 
     @pytest.fixture
     def server(self) -> Any:

@@ -56,6 +56,15 @@ class TestRedis(Conformance):
             await worker.answer(await worker.take())
             await inbox.reply_to(job)
 
+    async def test_a_lost_connection_that_was_not_noticed_yet(self, server: BrokerServer) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            gateway._pipe._connection._writer.transport.abort()  # type: ignore[attr-defined]
+            await asyncio.sleep(0)  # the transport is closed now, and its reader not yet told
+            job = a_job(inbox.name)
+            await gateway.send(job)
+            await worker.answer(await worker.take())
+            await inbox.reply_to(job)
+
     async def test_every_key_has_an_age(self, server: BrokerServer, redis: Any) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
             for _ in range(2):

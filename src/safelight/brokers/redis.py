@@ -113,8 +113,7 @@ class _Pipe:
 
     async def call(self, *commands: Command, patience: float = ANSWER_SECONDS) -> list[Any]:
         """The answers to `commands`, errors among them as values; `BrokerAwayError` if they do not come."""
-        connection = self._connection or await self._connect()
-        answers = self._write(connection, commands)
+        answers = self._write(connection := await self._connected(), commands)
         try:
             async with asyncio.timeout(patience):
                 return await answers
@@ -133,18 +132,21 @@ class _Pipe:
 
     async def post(self, *commands: Command) -> None:
         """Write `commands` and leave their answers unread: once written they arrive, even if this process dies."""
-        connection = self._connection or await self._connect()
-        self._write(connection, commands).add_done_callback(_ignore)
+        self._write(await self._connected(), commands).add_done_callback(_ignore)
 
     def _write(self, connection: AbstractConnection, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        writer = connection._writer
-        if connection is not self._connection or writer is None:
+        if not _is_open(connection):
             answers.set_exception(BrokerAwayError())
             return answers
         self._waiting.append((len(commands), answers))
-        writer.writelines(connection.pack_commands(commands))
+        connection._writer.writelines(connection.pack_commands(commands))
         return answers
+
+    async def _connected(self) -> AbstractConnection:
+        if self._connection is not None and not _is_open(self._connection):  # lost, and the reader was not told yet
+            await self._drop(self._connection)
+        return self._connection or await self._connect()
 
     async def _connect(self) -> AbstractConnection:
         async with self._connecting:
@@ -200,6 +202,10 @@ class _Pipe:
     async def close(self) -> None:
         if self._connection is not None:
             await self._drop(self._connection)
+
+
+def _is_open(connection: AbstractConnection) -> bool:
+    return connection._writer is not None and not connection._writer.is_closing()
 
 
 def _ignore(answers: asyncio.Future[list[Any]]) -> None:
