@@ -136,15 +136,17 @@ class _Pipe:
 
     def _write(self, connection: AbstractConnection, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        if not _is_open(connection):
+        if (writer := _open_writer(connection)) is None:
             answers.set_exception(BrokerAwayError())
             return answers
         self._waiting.append((len(commands), answers))
-        connection._writer.writelines(connection.pack_commands(commands))
+        writer.writelines(connection.pack_commands(commands))
         return answers
 
     async def _connected(self) -> AbstractConnection:
-        if self._connection is not None and not _is_open(self._connection):  # lost, and the reader was not told yet
+        if (
+            self._connection is not None and _open_writer(self._connection) is None
+        ):  # lost, and the reader was not told yet
             await self._drop(self._connection)
         return self._connection or await self._connect()
 
@@ -204,8 +206,9 @@ class _Pipe:
             await self._drop(self._connection)
 
 
-def _is_open(connection: AbstractConnection) -> bool:
-    return connection._writer is not None and not connection._writer.is_closing()
+def _open_writer(connection: AbstractConnection) -> asyncio.StreamWriter | None:
+    writer = connection._writer
+    return None if writer is None or writer.is_closing() else writer
 
 
 def _ignore(answers: asyncio.Future[list[Any]]) -> None:
@@ -302,7 +305,7 @@ class RedisBroker:
                 answers, gone = [None], True
             if gone:
                 last, refreshed, chores = b"0-0", 0.0, []
-                if await self._inbox_is_back(key):
+                if await self._make_inbox(key):
                     yield Renewed()
                 continue
             refreshed = now if beat else refreshed
@@ -317,15 +320,11 @@ class RedisBroker:
                     chores.extend(_delete(sent))
                 yield reply
 
-    async def _make_inbox(self, key: bytes) -> None:
-        """A stream needs an entry to come into being; one without a header is not a reply."""
-        with suppress(BrokerAwayError):
-            await self._pipe.call(("XADD", key, "*", "made", now_ms()), ("PEXPIRE", key, INBOX_MS))
-
-    async def _inbox_is_back(self, key: bytes) -> bool:
+    async def _make_inbox(self, key: bytes) -> bool:
+        """Whether the inbox is there, made if it was not; a stream needs an entry, and this one is not a reply."""
         try:
             if not await self._pipe.one("PEXPIRE", key, INBOX_MS):
-                await self._pipe.one("XADD", key, "*", "made", now_ms())
+                await self._pipe.call(("XADD", key, "*", "made", now_ms()), ("PEXPIRE", key, INBOX_MS))
         except SafelightError:
             return False
         return True
