@@ -16,6 +16,7 @@ from safelight.errors import (
     InternalError,
     NoWorkerError,
     SafelightError,
+    UnknownOperationError,
 )
 from safelight.gateway import dispatch as module
 from safelight.gateway.dispatch import MAX_BACKLOG, Dispatch
@@ -342,6 +343,35 @@ async def test_readiness_and_workers_come_from_the_beat() -> None:
         await until(lambda: not bench.workers._seen)
         with pytest.raises(NoWorkerError):
             bench.workers.check(["size"])
+
+
+@run
+async def test_what_turns_out_to_be_offered_by_nobody() -> None:
+    async with at_work() as bench:
+        bench.broker.present = [Presence(worker="w", operations=["mirror"], free=1, slots=2)]
+        job_id, task = bench.ask()
+        await until(lambda: bench.dispatch.ready and bench.broker.sent)
+        assert not task.done()
+        bench.clock.now += 10  # two leases from the gateway's start: now it is certain
+        with pytest.raises(UnknownOperationError):
+            await task
+        await until(lambda: bench.broker.withdrawn == [job_id])
+
+
+@run
+async def test_what_was_admitted_waits_for_a_worker_to_come() -> None:
+    async with at_work() as bench:
+        bench.broker.present = []
+        job_id, task = bench.ask()
+        await until(lambda: bench.broker.sent)
+        bench.clock.now += 11
+        with pytest.raises(NoWorkerError):
+            bench.workers.check(["size"])
+        bench.broker.length = 1
+        await until(lambda: bench.dispatch.backlog == 1)
+        assert not task.done()
+        bench.reply(job_id)
+        await task
 
 
 def test_closing_fails_what_waits() -> None:

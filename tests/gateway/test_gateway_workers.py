@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from safelight.errors import NoWorkerError, UnknownOperationError
@@ -16,8 +18,12 @@ class Clock:
         return self.now
 
 
+SEEN = itertools.count(1)
+
+
 def _presence(worker: str, *operations: str) -> Presence:
-    return Presence(worker=worker, operations=list(operations), free=1, slots=2)
+    """A new sign of life."""
+    return Presence(worker=worker, operations=list(operations), free=1, slots=2, seen=next(SEEN))
 
 
 @pytest.fixture
@@ -81,6 +87,18 @@ def test_without_news_the_last_worker_is_dead_after_the_window(workers: Workers,
     workers.update([_presence("a", "size")])
     clock.now += 10
     workers.check(["size"])
+    clock.now += 0.1
+    with pytest.raises(NoWorkerError):
+        workers.check(["size"])
+
+
+def test_the_same_sign_again_is_no_new_one(workers: Workers, clock: Clock) -> None:
+    clock.now += 50
+    last = _presence("a", "size")
+    for _ in range(10):
+        workers.update([last])
+        workers.check(["size"])
+        clock.now += 1
     clock.now += 0.1
     with pytest.raises(NoWorkerError):
         workers.check(["size"])

@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from safelight.brokers import Renewed
-from safelight.errors import BrokerAwayError, BrokerFullError, DeadlinePassedError, InternalError, SafelightError
+from safelight.errors import (
+    BrokerAwayError,
+    BrokerFullError,
+    DeadlinePassedError,
+    InternalError,
+    NoWorkerError,
+    SafelightError,
+    UnknownOperationError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +102,7 @@ class Dispatch:
         finally:
             del self._pending[job.id]
             self._unsent.pop(job.id, None)
-            if not pending.reply.done() or pending.reply.cancelled():
+            if not pending.reply.done() or pending.reply.cancelled() or pending.reply.exception():
                 self._withdraw(job.id)
 
     async def _send(self, pending: _Pending) -> None:
@@ -144,6 +152,17 @@ class Dispatch:
                         break
             await asyncio.sleep(RESEND_SECONDS)
 
+    def _refuse_not_offered(self) -> None:
+        """Fail what was admitted before it was certain that no worker offers its operations."""
+        for pending in self._pending.values():
+            try:
+                self._workers.check(name for name, _ in pending.job.operations)
+            except UnknownOperationError as exc:
+                if not pending.reply.done():
+                    pending.reply.set_exception(exc)
+            except NoWorkerError:  # one may come before the deadline
+                return
+
     async def _beat(self) -> None:
         while True:
             begun = self._clock()
@@ -159,4 +178,5 @@ class Dispatch:
                     log.info("the broker is back")
                 self._away_since = None
                 self._workers.update(presences)
+                self._refuse_not_offered()
             await asyncio.sleep(BEAT_SECONDS if self._away_since is None else RESEND_SECONDS)

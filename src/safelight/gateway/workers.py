@@ -30,10 +30,12 @@ class Workers:
         self.fresh = 0  # at the last look
 
     def update(self, presences: Sequence[Presence]) -> None:
-        """What the broker shows now."""
+        """What the broker shows now: a sign of life counts from when it is new, for the broker shows it for a while."""
         now = self._clock()
         self.fresh = len(presences)
-        self._seen |= {presence.worker: (now, presence) for presence in presences}
+        for presence in presences:
+            if presence != self._seen.get(presence.worker, (now, None))[1]:
+                self._seen[presence.worker] = (now, presence)
         self._seen = {name: seen for name, seen in self._seen.items() if now - seen[0] <= self._window}
 
     def check(self, operations: Iterable[str]) -> None:
