@@ -2,6 +2,8 @@
 UV = .venv/bin/uv
 UV_VERSION = 0.13.9
 RUN = .venv/bin
+# As pip does: a company's own certificate authority is in the system's store alone.
+export UV_SYSTEM_CERTS ?= true
 OLD_PYTHON = Safelight needs Python 3.11 or later (with venv): install it, or name one: make PYTHON=/path/to/python3
 NO_WHEEL = The dependencies could not be installed; the lines above name the package that has no wheel here, or the network
 
