@@ -1,4 +1,4 @@
-"""`make up` on a machine that lacks something: one clear sentence, and nothing half-made for a next try to trip over."""
+"""`make up` on a machine that lacks something: one clear sentence, and nothing half-made is left."""
 
 from __future__ import annotations
 
