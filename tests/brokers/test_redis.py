@@ -58,7 +58,7 @@ class TestRedis(Conformance):
 
     async def test_a_lost_connection_that_was_not_noticed_yet(self, server: BrokerServer) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
-            gateway._pipe._connection._writer.transport.abort()  # type: ignore[attr-defined]
+            gateway._pipe._line._transport.abort()  # type: ignore[attr-defined]
             await asyncio.sleep(0)  # the transport is closed now, and its reader not yet told
             job = a_job(inbox.name)
             await gateway.send(job)
@@ -171,12 +171,31 @@ class TestRedis(Conformance):
             server.freeze()
             try:
                 with pytest.raises(BrokerAwayError):
-                    await broker._pipe.one("PING", patience=0.3)
+                    await broker._pipe.one("PING")
                 with pytest.raises(BrokerAwayError):
                     await broker.backlog()
             finally:
                 server.thaw()
             assert await broker.backlog() == 0
+
+    async def test_what_is_no_answer_ends_the_connection(self, tmp_path: Path) -> None:
+        connections = 0
+
+        async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            while data := await reader.read(65536):
+                writer.write(b"!?\r\n" if b"XLEN" in data else b"+OK\r\n" * data.count(b"CLIENT"))
+            writer.close()
+
+        path = tmp_path / "babbler.sock"
+        broker = open_broker(f"unix://{path}", lease=LEASE)
+        async with await asyncio.start_unix_server(babble, path):
+            for _ in range(2):
+                with pytest.raises(BrokerAwayError):
+                    await broker.backlog()
+            await broker.close()
+        assert connections == 2
 
     async def test_a_cursor_finds_an_ended_lease_among_many_fresh_ones(self, server: BrokerServer, redis: Any) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server, "busy") as busy:

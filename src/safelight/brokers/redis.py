@@ -32,6 +32,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import hiredis
 from msgspec.structs import replace
 from redis import exceptions as driver
 from redis.asyncio import ConnectionPool
@@ -65,6 +66,7 @@ QUARANTINE = b"{safelight}:quarantine"
 
 BLOCK_MS = 1_000  # a blocked read is never cancelled (what it was handed would be lost until its lease ends): it ends
 ANSWER_SECONDS = 5.0  # a connection that answers nothing for this long is half open
+CLOSE_SECONDS = 1.0
 BEAT_SECONDS = 1.0
 RECONNECT_SECONDS = 0.1
 INBOX_MS = 60_000
@@ -81,49 +83,108 @@ AWAY_CODES = {"LOADING", "READONLY", "MISCONF", "MASTERDOWN", "CLUSTERDOWN", "TR
 GROUP_GONE_CODES = {"NOGROUP", "UNBLOCKED"}
 
 Command = tuple[Any, ...]
+NOT_YET = object()  # what the parser returns until an answer is whole
 
 
 def _code(error: Exception) -> str:
-    return getattr(error, "status_code", None) or str(error).partition(" ")[0]
+    return str(error).partition(" ")[0]
 
 
 def _ours(error: Exception) -> SafelightError:
-    """A driver's error as one of ours."""
+    """A server's error as one of ours."""
     code = _code(error)
     if code == "OOM":
         return BrokerFullError()
-    if isinstance(error, (driver.ConnectionError, driver.TimeoutError, OSError)) or code in AWAY_CODES:
+    if code in AWAY_CODES:
         return BrokerAwayError()
     return InternalError(f"the broker answered: {error}")
 
 
-class _Pipe:
-    """One connection for many callers: commands are written as they come, and answers return in their order.
+class _Line(asyncio.Protocol):
+    """One connection: commands are written as they come, and answers return in their order.
 
-    This is redis-py's `Connection` without its command layer, which costs more than twice as much for each job
-    (`docs/why.md`). Sockets, TLS, passwords and parsing stay the driver's.
+    The driver makes it (sockets, TLS, user, password and database are its work); then its transport is read here, since
+    the driver's command layer and its streams cost several times as much for each job (`docs/why.md`).
     """
 
-    def __init__(self, pool: ConnectionPool) -> None:
-        self._pool = pool
-        self._connection: AbstractConnection | None = None
-        self._connecting = asyncio.Lock()
-        self._waiting: deque[tuple[int, asyncio.Future[list[Any]]]] = deque()
-        self._reader: asyncio.Task[None] | None = None
+    def __init__(self, connection: AbstractConnection, patience: float) -> None:
+        self._connection = connection  # its transport would close with it
+        self._transport: asyncio.Transport = connection._writer.transport  # type: ignore[assignment, union-attr]
+        self._patience = patience
+        self._parser = hiredis.Reader(notEnoughData=NOT_YET)
+        self._waiting: deque[tuple[int, float, asyncio.Future[list[Any]]]] = deque()
+        self._batch: list[Any] = []
+        self._watch: asyncio.TimerHandle | None = None
+        self._transport.set_protocol(self)
 
-    async def call(self, *commands: Command, patience: float = ANSWER_SECONDS) -> list[Any]:
-        """The answers to `commands`, errors among them as values; `BrokerAwayError` if they do not come."""
-        answers = self._write(connection := await self._connected(), commands)
+    @property
+    def is_open(self) -> bool:
+        """False as soon as the connection is lost, also before `connection_lost` was called."""
+        return not self._transport.is_closing()
+
+    def write(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
+        """Write `commands`; their answers, errors among them as values, or `BrokerAwayError` if they do not come."""
+        loop = asyncio.get_running_loop()
+        answers: asyncio.Future[list[Any]] = loop.create_future()
+        self._waiting.append((len(commands), loop.time() + self._patience, answers))
+        self._transport.writelines([hiredis.pack_command(command) for command in commands])
+        if self._watch is None:
+            self._watch = loop.call_later(self._patience, self._look)
+        return answers
+
+    def data_received(self, data: bytes) -> None:
         try:
-            async with asyncio.timeout(patience):
-                return await answers
-        except TimeoutError:
-            await self._drop(connection)
-            raise BrokerAwayError from None
+            self._parser.feed(data)
+            while (answer := self._parser.gets()) is not NOT_YET:
+                self._batch.append(answer)
+                if len(self._batch) == self._waiting[0][0]:
+                    batch, self._batch = self._batch, []
+                    _, _, answers = self._waiting.popleft()
+                    if not answers.done():
+                        answers.set_result(batch)
+        except (hiredis.HiredisError, IndexError) as exc:
+            log.debug("the broker's answer cannot be read: %s", exc)
+            self._transport.abort()
 
-    async def one(self, *command: Any, patience: float = ANSWER_SECONDS) -> Any:
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        while self._waiting:
+            _, _, answers = self._waiting.popleft()
+            if not answers.done():
+                answers.set_exception(BrokerAwayError())
+
+    def _look(self) -> None:
+        """End a connection whose oldest batch was not answered in time: it is half open."""
+        self._watch = None
+        if self._waiting:
+            loop = asyncio.get_running_loop()
+            left = self._waiting[0][1] - loop.time()
+            if left <= 0:
+                self._transport.abort()
+            else:
+                self._watch = loop.call_later(left, self._look)
+
+    async def close(self) -> None:
+        await self._connection.disconnect(nowait=True)
+
+
+class _Pipe:
+    """One connection for many callers, made when it is needed and anew when it was lost."""
+
+    def __init__(self, pool: ConnectionPool, patience: float) -> None:
+        self._pool = pool
+        self._patience = patience
+        self._line: _Line | None = None
+        self._connecting = asyncio.Lock()
+
+    async def call(self, *commands: Command) -> list[Any]:
+        """The answers to `commands`, errors among them as values; `BrokerAwayError` if they do not come."""
+        return await (await self._connected()).write(commands)
+
+    async def one(self, *command: Any) -> Any:
         """The answer to one command; its error is raised as ours."""
-        return _checked(await self.call(command, patience=patience))[0]
+        return _checked(await self.call(command))[0]
 
     async def transaction(self, *commands: Command) -> list[Any]:
         """All of `commands` or none; their answers."""
@@ -132,83 +193,32 @@ class _Pipe:
 
     async def post(self, *commands: Command) -> None:
         """Write `commands` and leave their answers unread: once written they arrive, even if this process dies."""
-        self._write(await self._connected(), commands).add_done_callback(_ignore)
+        (await self._connected()).write(commands).add_done_callback(_ignore)
 
-    def _write(self, connection: AbstractConnection, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
-        answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        if (writer := _open_writer(connection)) is None:
-            answers.set_exception(BrokerAwayError())
-            return answers
-        self._waiting.append((len(commands), answers))
-        writer.writelines(connection.pack_commands(commands))
-        return answers
+    async def _connected(self) -> _Line:
+        if self._line is None or not self._line.is_open:
+            async with self._connecting:
+                if self._line is None or not self._line.is_open:
+                    await self.close()
+                    self._line = await self._connect()
+        return self._line
 
-    async def _connected(self) -> AbstractConnection:
-        if (
-            self._connection is not None and _open_writer(self._connection) is None
-        ):  # lost, and the reader was not told yet
-            await self._drop(self._connection)
-        return self._connection or await self._connect()
-
-    async def _connect(self) -> AbstractConnection:
-        async with self._connecting:
-            if self._connection is None:
-                connection = self._pool.connection_class(**self._pool.connection_kwargs)
-                try:
-                    async with asyncio.timeout(ANSWER_SECONDS):
-                        await connection.connect()  # type: ignore[no-untyped-call]
-                except driver.AuthenticationError as exc:
-                    raise ConfigurationError(f"The broker refuses the user or the password: {exc}.") from exc
-                except (driver.RedisError, OSError) as exc:
-                    log.debug("cannot connect: %s", exc)
-                    await connection.disconnect(nowait=True)
-                    raise BrokerAwayError from exc
-                self._connection = connection
-                self._reader = asyncio.create_task(self._read(connection), name="broker answers")
-            return self._connection
-
-    async def _read(self, connection: AbstractConnection) -> None:
+    async def _connect(self) -> _Line:
+        connection = self._pool.connection_class(**self._pool.connection_kwargs)
         try:
-            while True:
-                batch = [await self._answer(connection)]
-                count, answers = self._waiting[0]  # still among those that fail if the connection is lost in between
-                while len(batch) < count:
-                    batch.append(await self._answer(connection))
-                self._waiting.popleft()
-                if not answers.done():
-                    answers.set_result(batch)
-        except (driver.RedisError, OSError, IndexError) as exc:
-            log.debug("connection lost: %s", exc)
-            await self._drop(connection)
-
-    @staticmethod
-    async def _answer(connection: AbstractConnection) -> Any:
-        try:
-            return await connection.read_response(disable_decoding=True, timeout=math.inf)
-        except driver.ResponseError as exc:
-            return exc
-
-    async def _drop(self, connection: AbstractConnection) -> None:
-        if connection is not self._connection:
-            return
-        self._connection = None
-        while self._waiting:
-            _, answers = self._waiting.popleft()
-            if not answers.done():
-                answers.set_exception(BrokerAwayError())
-        await connection.disconnect(nowait=True)
-        reader, self._reader = self._reader, None
-        if reader is not None and reader is not asyncio.current_task():
-            reader.cancel()
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await connection.connect()  # type: ignore[no-untyped-call]
+        except driver.AuthenticationError as exc:
+            raise ConfigurationError(f"The broker refuses the user or the password: {exc}.") from exc
+        except (driver.RedisError, OSError) as exc:
+            log.debug("cannot connect: %s", exc)
+            await connection.disconnect(nowait=True)
+            raise BrokerAwayError from exc
+        return _Line(connection, self._patience)
 
     async def close(self) -> None:
-        if self._connection is not None:
-            await self._drop(self._connection)
-
-
-def _open_writer(connection: AbstractConnection) -> asyncio.StreamWriter | None:
-    writer = connection._writer
-    return None if writer is None or writer.is_closing() else writer
+        if self._line is not None:
+            await self._line.close()
 
 
 def _ignore(answers: asyncio.Future[list[Any]]) -> None:
@@ -240,8 +250,8 @@ class RedisBroker:
         except (ValueError, TypeError) as exc:
             raise ConfigurationError(f"The broker's URL cannot be read: {exc}.") from exc
         self._lease_ms = round(lease * 1_000)
-        self._pipe = _Pipe(pool)
-        self._blocking = _Pipe(pool)
+        self._pipe = _Pipe(pool, ANSWER_SECONDS)
+        self._blocking = _Pipe(pool, ANSWER_SECONDS + BLOCK_MS / 1_000)
         self._sent: dict[str, list[bytes]] = {}  # job -> its entries; more than one after sending again
         self._inbox: bytes | None = None
         self._worker: bytes | None = None
@@ -261,11 +271,12 @@ class RedisBroker:
 
     async def close(self) -> None:
         """Take back this worker's presence or delete this gateway's inbox, then close."""
-        with suppress(SafelightError):
-            if self._worker is not None:
-                await self._pipe.one("HDEL", WORKERS, self._worker, patience=1.0)
-            if self._inbox is not None:
-                await self._pipe.one("DEL", self._inbox, patience=1.0)
+        with suppress(SafelightError, TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                if self._worker is not None:
+                    await self._pipe.one("HDEL", WORKERS, self._worker)
+                if self._inbox is not None:
+                    await self._pipe.one("DEL", self._inbox)
         await self._pipe.close()
         await self._blocking.close()
 
@@ -295,7 +306,6 @@ class RedisBroker:
                     *beat,
                     *chores,
                     ("XREAD", "COUNT", READ_COUNT, "BLOCK", BLOCK_MS, "STREAMS", key, last),
-                    patience=ANSWER_SECONDS + BLOCK_MS / 1_000,
                 )
                 _checked(answers)
                 # A server that was emptied keeps connections open: only the refresh tells that the inbox is gone.
@@ -374,7 +384,7 @@ class RedisBroker:
 
     async def _next(self) -> Delivery | None:
         command = ("XREADGROUP", "GROUP", GROUP, self._worker, "COUNT", 1, "BLOCK", BLOCK_MS, "STREAMS", JOBS, ">")
-        [answer] = await self._blocking.call(command, patience=ANSWER_SECONDS + BLOCK_MS / 1_000)
+        [answer] = await self._blocking.call(command)
         if await self._group_was_gone(answer) or not answer:
             return None
         entry, fields = answer[0][1][0]
