@@ -104,6 +104,19 @@ def long_header(image: bytes) -> bytes:
     return image
 
 
+def empty_header(image: bytes) -> bytes:
+    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+        _send(struct.pack(">I", 0))
+    return image
+
+
+def flood(image: bytes) -> bytes:
+    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+        while True:
+            _send(bytes.fromhex("0000ffff") + b" " * 100_000)
+    return image
+
+
 def false_size(image: bytes) -> bytes:
     if not image.startswith((b"\x89PNG", b"\xff\xd8")):
         header = b'{"size":100000000}'

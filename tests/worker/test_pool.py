@@ -74,6 +74,8 @@ def test_a_child_knows_nothing_of_the_broker(monkeypatch: pytest.MonkeyPatch) ->
         ("leave", "the child exited with 7"),
         ("garbage", "the child sent what is not a outcome"),
         ("long_header", "the child announced a header of 2147483648 bytes"),
+        ("empty_header", "the child sent what is not a outcome"),
+        ("flood", "the child sent what is not a outcome"),
         ("false_size", "the child announced an image that is not there"),
         ("short_memory", "the child announced an image that is not there"),
         ("close_and_go_on", "the child closed its socket and went on"),

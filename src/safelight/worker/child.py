@@ -88,18 +88,14 @@ class Ready(msgspec.Struct, frozen=True):
 
 def receive(connection: socket.socket) -> bytes:
     """One frame; `EOFError` when the other end is closed."""
-    (length,) = FRAME.unpack(_exactly(connection, FRAME.size))
-    return _exactly(connection, length)
-
-
-def _exactly(connection: socket.socket, length: int) -> bytes:
-    data = b""
+    data, length = b"", FRAME.size
     while len(data) < length:
-        more = connection.recv(length - len(data))
-        if not more:
+        if not (more := connection.recv(MAX_FRAME)):  # mostly all of it at once: the consumer asks one thing at a time
             raise EOFError
         data += more
-    return data
+        if len(data) >= FRAME.size:
+            length = FRAME.size + FRAME.unpack_from(data)[0]
+    return data[FRAME.size :]
 
 
 def frame(message: msgspec.Struct) -> bytes:

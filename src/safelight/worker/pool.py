@@ -65,12 +65,60 @@ def _memory_file() -> int:
     return descriptor
 
 
+class _Frames(asyncio.Protocol):
+    """Our end of a child's socket. It stays registered with the event loop, unlike a socket read by `sock_recv`."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport
+        self._data = b""
+        self._lost = False
+        self._waiting: asyncio.Future[bytes] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        self._look()
+        if len(self._data) > FRAME.size + MAX_FRAME:
+            self.close()  # more than any frame: nothing that follows is ours
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        self._look()
+
+    def _look(self) -> None:
+        if self._waiting is None or self._waiting.done():
+            return
+        length = FRAME.unpack_from(self._data)[0] if len(self._data) >= FRAME.size else MAX_FRAME
+        end = FRAME.size + length
+        if length > MAX_FRAME:
+            self._waiting.set_exception(ChildDiedError(f"the child announced a header of {length} bytes"))
+        elif len(self._data) >= end:
+            self._waiting.set_result(self._data[FRAME.size : end])
+            self._data = self._data[end:]
+        elif self._lost:
+            self._waiting.set_exception(EOFError())
+
+    def send(self, frame: bytes) -> None:
+        self._transport.write(frame)
+
+    async def receive(self) -> bytes:
+        """The next frame; `EOFError` when the child closed its end, `ChildDiedError` when it announces too much."""
+        self._waiting = asyncio.get_running_loop().create_future()
+        self._look()
+        return await self._waiting
+
+    def close(self) -> None:
+        self._transport.abort()
+
+
 class Child:
     """One child process; `run` one job at a time."""
 
-    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket, memory: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, frames: _Frames, memory: int) -> None:
         self._process = process
-        self._connection = connection
+        self._frames = frames
         self._memory = memory
         self.operations: list[str] = []
 
@@ -90,7 +138,8 @@ class Child:
                 pass_fds=(theirs.fileno(), memory),
                 start_new_session=True,  # Ctrl-C is for the consumer, which lets a running job finish
             )
-        child = cls(process, ours, memory)
+        _, frames = await asyncio.get_running_loop().create_unix_connection(_Frames, sock=ours)
+        child = cls(process, frames, memory)
         try:
             async with asyncio.timeout(START_SECONDS):
                 ready = await child._receive(Ready)
@@ -119,15 +168,10 @@ class Child:
         `OverrunError` after `limit` seconds, `ChildDiedError` when it ended; it is dead then. So it is when the
         caller is cancelled.
         """
-        loop = asyncio.get_running_loop()
         os.pwrite(self._memory, job.image, 0)
-        request = Request(len(job.image), job.operations, limit)
+        self._frames.send(frame(Request(len(job.image), job.operations, limit)))
         try:
             async with asyncio.timeout(limit):
-                try:
-                    await loop.sock_sendall(self._connection, frame(request))
-                except OSError:
-                    raise await self._died() from None
                 outcome = await self._receive(Outcome)
         except TimeoutError:
             await self.kill()
@@ -151,25 +195,14 @@ class Child:
     async def _receive(self, kind: type[R]) -> R:
         """One frame of this shape; anything else is a child that is not ours any more."""
         try:
-            (length,) = FRAME.unpack(await self._exactly(FRAME.size))
-            if length > MAX_FRAME:
-                await self.kill()
-                raise ChildDiedError(f"the child announced a header of {length} bytes")
-            return msgspec.json.decode(await self._exactly(length), type=kind)
-        except (EOFError, OSError):
+            return msgspec.json.decode(await self._frames.receive(), type=kind)
+        except EOFError:
             raise await self._died() from None
-        except msgspec.DecodeError as exc:
+        except (ChildDiedError, msgspec.DecodeError) as exc:
             await self.kill()
+            if isinstance(exc, ChildDiedError):
+                raise
             raise ChildDiedError(f"the child sent what is not a {kind.__name__.lower()}: {exc}") from exc
-
-    async def _exactly(self, length: int) -> bytes:
-        loop, data = asyncio.get_running_loop(), b""
-        while len(data) < length:
-            more = await loop.sock_recv(self._connection, length - len(data))
-            if not more:
-                raise EOFError
-            data += more
-        return data
 
     async def kill(self) -> None:
         """End the child at once; done when it is gone."""
@@ -177,7 +210,7 @@ class Child:
             self._process.kill()
             await self._process.wait()
         if self._memory >= 0:
-            self._connection.close()
+            self._frames.close()
             os.close(self._memory)
             self._memory = -1
 
