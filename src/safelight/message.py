@@ -22,7 +22,6 @@ from __future__ import annotations
 import os
 import time
 from typing import Annotated, Any, TypeVar
-from uuid import UUID
 
 import msgspec
 from msgspec import Meta, Struct
@@ -120,6 +119,6 @@ def now_ms() -> int:
 def new_id() -> str:
     """A UUID of version 7 (RFC 9562 §5.7): 48 bits of Unix milliseconds, then 74 random bits, so ids sort by time."""
     # uuid.uuid7 exists from Python 3.14 only.
-    random = int.from_bytes(os.urandom(10))
-    value = (now_ms() & (1 << 48) - 1) << 80 | 7 << 76 | (random >> 4 & 0xFFF) << 64 | 2 << 62 | random >> 18
-    return str(UUID(int=value))
+    time, random = f"{now_ms():012x}", os.urandom(10)
+    version, variant = random[0] & 0x0F | 0x70, random[1] & 0x3F | 0x80
+    return f"{time[:8]}-{time[8:]}-{version:02x}{random[2]:02x}-{variant:02x}{random[3]:02x}-{random[4:].hex()}"

@@ -122,6 +122,19 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[pytest.Monke
 
 
 @run
+async def test_a_request_that_is_given_up_ends_with_the_reason() -> None:
+    async with at_work() as bench:
+        job_id, asking = bench.ask()
+        await until(lambda: bench.broker.sent)
+        bench.dispatch.give_up("another", RuntimeError("not this one"))
+        bench.dispatch.give_up(job_id, RuntimeError("nobody waits"))
+        with pytest.raises(RuntimeError, match="nobody waits"):
+            await asking
+        await until(lambda: bench.broker.withdrawn == [job_id])
+        bench.dispatch.give_up(job_id, RuntimeError("too late"))
+
+
+@run
 async def test_a_reply_finds_its_request() -> None:
     async with at_work() as bench:
         asked = [bench.ask() for _ in range(20)]

@@ -14,6 +14,7 @@ from raw_http import FORM, IMAGE, form, part
 
 from safelight import formats
 from safelight.errors import (
+    DeadlinePassedError,
     EmptyImageError,
     GatewayFullError,
     NoImageError,
@@ -53,7 +54,7 @@ def _read(chunks: Iterable[bytes], content_type: str = FORM, held: Held | None =
                 yield chunk
 
     upload = Upload(content_type, **{"max_bytes": 10_000_000, "body_timeout": 5.0} | options, grow=held or Held())
-    image, image_format = asyncio.run(upload.read(arriving()))
+    image, image_format = asyncio.run(upload.read(arriving(), 60.0))
     assert formats.sniff(image) is image_format
     return image
 
@@ -224,14 +225,17 @@ def test_nothing_to_work_on(body: bytes, kind: str, error: type[SafelightError])
         _read([body], kind)
 
 
-def test_a_body_that_stops() -> None:
+@pytest.mark.parametrize(
+    ("body_timeout", "timeout", "error"), [(0.05, 60.0, RequestTooSlowError), (60.0, 0.05, DeadlinePassedError)]
+)
+def test_a_body_that_stops(body_timeout: float, timeout: float, error: type[SafelightError]) -> None:
     async def stopping() -> AsyncIterator[bytes]:
         yield form(part())[:5_000]
         await asyncio.Event().wait()
 
-    upload = Upload(FORM, max_bytes=10_000_000, body_timeout=0.05, grow=Held())
-    with pytest.raises(RequestTooSlowError):
-        asyncio.run(upload.read(stopping()))
+    upload = Upload(FORM, max_bytes=10_000_000, body_timeout=body_timeout, grow=Held())
+    with pytest.raises(error):
+        asyncio.run(upload.read(stopping(), timeout))
 
 
 def test_what_arrives_buys_time() -> None:
@@ -242,7 +246,7 @@ def test_what_arrives_buys_time() -> None:
 
     def read(size: int) -> bytes:
         upload = Upload("", max_bytes=10_000_000, body_timeout=0.1, grow=Held())
-        return asyncio.run(upload.read(steady(size)))[0]
+        return asyncio.run(upload.read(steady(size), 60.0))[0]
 
     assert read(16_000) == IMAGE
     with pytest.raises(RequestTooSlowError):

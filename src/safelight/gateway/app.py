@@ -24,7 +24,6 @@ from starlette.routing import Route
 
 from safelight import formats
 from safelight.errors import (
-    DeadlinePassedError,
     InternalError,
     MalformedRequestError,
     MethodNotAllowedError,
@@ -190,25 +189,17 @@ class App:
             body_timeout=self._options.body_timeout,
             grow=place.grow,
         )
-        try:
-            async with asyncio.timeout(timeout):
-                return await upload.read(request.stream())
-        except TimeoutError:
-            raise DeadlinePassedError from None
+        return await upload.read(request.stream(), timeout)
 
     async def _ask(self, request: Request, job: Job, timeout: float) -> Reply:
         """The reply to a job; the job is given up as soon as its client goes away."""
-        answer = asyncio.create_task(self._dispatch.ask(job, timeout), name=f"request {job.id}")
         # After the body, the next thing to be received is that the client went away.
         gone = asyncio.ensure_future(request.receive())
+        gone.add_done_callback(lambda _: self._dispatch.give_up(job.id, ClientGoneError()))
         try:
-            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                raise ClientGoneError
-            return answer.result()
+            return await self._dispatch.ask(job, timeout)
         finally:
             gone.cancel()
-            answer.cancel()
 
     def _note(self, trace: Trace, reply: Reply, names: list[str]) -> None:
         total = time.perf_counter() - trace.begun

@@ -105,6 +105,12 @@ class Dispatch:
             if not pending.reply.done() or pending.reply.cancelled() or pending.reply.exception():
                 self._withdraw(job.id)
 
+    def give_up(self, job_id: str, reason: Exception) -> None:
+        """End the waiting for a job, if it goes on, with `reason`."""
+        pending = self._pending.get(job_id)
+        if pending is not None and not pending.reply.done():
+            pending.reply.set_exception(reason)
+
     async def _send(self, pending: _Pending) -> None:
         try:
             await self._broker.send(pending.job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -22,13 +23,17 @@ class Metrics:
 
     def __init__(self, admission: Admission, dispatch: Dispatch, workers: Workers) -> None:
         self._registry = registry = CollectorRegistry()
-        self._requests = Counter(
+        requests = Counter(
             "safelight_requests", "Requests to /query, by outcome (an error's code).", ["outcome"], registry=registry
         )
-        self._jobs = Counter("safelight_jobs", "Answered jobs.", ["worker", "operation"], registry=registry)
-        self._seconds = Histogram(
+        jobs = Counter("safelight_jobs", "Answered jobs.", ["worker", "operation"], registry=registry)
+        seconds = Histogram(
             "safelight_phase_seconds", "Time in each phase of a request.", ["phase"], buckets=SECONDS, registry=registry
         )
+        # `labels` checks its words each time, which took longer than the counting.
+        self._request = cache(requests.labels)
+        self._phase = cache(seconds.labels)
+        self._job = cache(jobs.labels)
         for kind in admission.held:
             gauge = Gauge(f"safelight_in_flight_{kind}", f"Admitted {kind} not answered yet.", registry=registry)
             gauge.set_function(lambda kind=kind: admission.held[kind])  # type: ignore[misc]
@@ -41,14 +46,14 @@ class Metrics:
 
     def answered(self, outcome: str, phases: dict[str, float]) -> None:
         """A request to /query ended; `phases` in seconds."""
-        self._requests.labels(outcome).inc()
+        self._request(outcome).inc()
         for phase, seconds in phases.items():
-            self._seconds.labels(phase).observe(seconds)
+            self._phase(phase).observe(seconds)
 
     def worked(self, worker: str, operations: list[str]) -> None:
         """A worker answered a job."""
         for operation in operations:
-            self._jobs.labels(worker, operation).inc()
+            self._job(worker, operation).inc()
 
     def exposition(self) -> bytes:
         """All series as text."""

@@ -247,6 +247,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # nobody here asks for a client's address
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         )

@@ -67,7 +67,7 @@ class FolderStore:
             _write(descriptor, image)
             # linkat(2): the documented way to name such a file without privileges. Python calls link(2), which does not
             # follow the link in /proc, unless it is given some descriptor; absolute paths are not looked up from it.
-            os.link(f"/proc/self/fd/{descriptor}", self.folder / name, dst_dir_fd=descriptor, follow_symlinks=True)
+            os.link(f"/proc/self/fd/{descriptor}", f"{self.folder}/{name}", dst_dir_fd=descriptor, follow_symlinks=True)
         finally:
             os.close(descriptor)
         return None

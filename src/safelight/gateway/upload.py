@@ -7,13 +7,13 @@ spent: bytes as they come, and after the first 64 KB (or the end) the format by 
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
 
 from safelight import formats
 from safelight.errors import (
+    DeadlinePassedError,
     EmptyImageError,
     MalformedRequestError,
     NoImageError,
@@ -50,21 +50,23 @@ class Upload:
         self._size = 0
         self._format: Format | None = None
 
-    async def read(self, chunks: AsyncIterator[bytes]) -> tuple[bytes, Format]:
-        """The whole image and its format. Errors are those of DESIGN's 400, 408, 413, 415, 422 and 503."""
-        received = 0
-        begun = time.monotonic()
-        while True:
-            allowed = self._body_timeout + received / SLOWEST_RATE - (time.monotonic() - begun)
-            try:
-                async with asyncio.timeout(allowed):
-                    chunk = await anext(chunks, b"")
-            except TimeoutError:
-                raise RequestTooSlowError from None
-            if not chunk:
-                break
-            received += len(chunk)
-            self._feed(chunk, received)
+    async def read(self, chunks: AsyncIterator[bytes], timeout: float) -> tuple[bytes, Format]:
+        """The whole image and its format, `timeout` seconds being the request's.
+
+        Errors are those of DESIGN's 400, 408, 413, 415, 422, 503 and 504.
+        """
+        begun = asyncio.get_running_loop().time()
+        deadline, received = begun + timeout, 0
+        slowest = begun + self._body_timeout
+        try:
+            async with asyncio.timeout_at(min(slowest, deadline)) as limit:
+                while chunk := await anext(chunks, b""):
+                    received += len(chunk)
+                    self._feed(chunk, received)
+                    slowest = begun + self._body_timeout + received / SLOWEST_RATE
+                    limit.reschedule(min(slowest, deadline))
+        except TimeoutError:
+            raise (DeadlinePassedError if deadline <= slowest else RequestTooSlowError) from None
         return self._finish()
 
     def _feed(self, chunk: bytes, received: int) -> None:
