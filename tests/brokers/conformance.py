@@ -266,6 +266,22 @@ class Conformance:
             lost = await until(lambda: worker.broker.beat(held, presence_of("worker-0")))
             assert [delivery.job.id for delivery in lost] == [job.id]
 
+    async def test_a_withdrawn_job_that_was_given_back_goes_nowhere(self, server: Any) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            given_back, held = a_job(inbox.name), a_job(inbox.name)
+            for job in (given_back, held):
+                await gateway.send(job)
+            for delivery in [await worker.take(), await worker.take()]:
+                await worker.broker.give_back(delivery, 0)
+            first, second = await worker.take(), await worker.take()
+            for job in (given_back, held):
+                await gateway.withdraw(job.id)
+            await worker.broker.give_back(first, 0)
+            lost = await until(lambda: worker.broker.beat([second], presence_of("worker-0")))
+            assert [delivery.job.id for delivery in lost] == [held.id]
+            await worker.nothing()
+            assert await gateway.backlog() == 0
+
     async def test_two_replies_to_one_job(self, server: Any) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server, "slow") as slow:
             job, next_job = a_job(inbox.name), a_job(inbox.name)

@@ -128,7 +128,7 @@ class TestRedis(Conformance):
             for job in jobs:
                 await gateway.send(job)
             held = [await worker.take()]
-            await redis.config_set("maxmemory", (await redis.info("memory"))["used_memory"] - 100_000)
+            await redis.config_set("maxmemory", (await redis.info("memory"))["used_memory"] - 20_000)
             with pytest.raises(BrokerFullError):
                 await gateway.send(a_job(inbox.name, image))
             assert await worker.broker.beat(held, presence_of("worker-0")) == []

@@ -64,10 +64,12 @@ async def a_worker(
     async with Pool(given.concurrency, given.imports, given.child_memory) as pool:
         consumer = Consumer(broker, pool, name, given)
         running = asyncio.create_task(consumer.run())
-        yield consumer
-        consumer.stop()
-        await running
-    await broker.close()
+        try:
+            yield consumer
+        finally:
+            consumer.stop()
+            await running
+            await broker.close()
 
 
 def counted(path: Path, inbox: Inbox, operation: str, **members: Any) -> Job:
@@ -158,6 +160,23 @@ async def test_an_operation_that_this_worker_lacks_goes_to_another(
         consumer.stop()
         await running
     await lacking.close()
+
+
+async def test_what_no_worker_offers_is_taken_once_a_beat(
+    server: BrokerServer, gateway: Any, monkeypatch: Any, caplog: Any
+) -> None:
+    broker, inbox = gateway
+    caplog.set_level("DEBUG", "safelight.worker.consumer")
+    async with a_worker(server, monkeypatch):
+        began = asyncio.get_running_loop().time()
+        await broker.send(a_job(inbox.name, operations=[("nonsense", {})]))
+
+        async def given_back() -> bool:
+            return caplog.text.count("does not offer nonsense") >= 5
+
+        await until(given_back)
+        assert asyncio.get_running_loop().time() - began > 1.5  # two slots, each waits a beat
+    assert "withdrawn" not in caplog.text
 
 
 async def test_the_child_of_a_withdrawn_job_is_stopped(

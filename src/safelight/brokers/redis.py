@@ -14,6 +14,7 @@ key                             kind        what
 `{safelight}:jobs`              stream      entries of `header` and `body`; aged by `XTRIM MINID`, never by length
 `{safelight}:inbox:ID`          stream      replies for one gateway; expires a minute after its last refresh
 `{safelight}:workers`           hash        worker -> Presence, stamped with the server's time
+`{safelight}:withdrawn:ID`      string      a job withdrawn after it was given back as another entry
 `{safelight}:quarantine`        hash        job id -> Quarantined
 `{safelight}:quarantine:ID`     string      its image
 =============================== =========== ====================================================================
@@ -62,6 +63,7 @@ log = logging.getLogger(__name__)
 JOBS = b"{safelight}:jobs"
 GROUP = b"workers"
 WORKERS = b"{safelight}:workers"
+WITHDRAWN = b"{safelight}:withdrawn:"
 QUARANTINE = b"{safelight}:quarantine"
 
 BLOCK_MS = 1_000  # a blocked read is never cancelled (what it was handed would be lost until its lease ends): it ends
@@ -291,7 +293,9 @@ class RedisBroker:
     async def withdraw(self, job_id: str) -> None:
         """Delete the job's entries; their holder's next renewal does not return them."""
         if entries := self._sent.pop(job_id, None):
-            await self._pipe.transaction(*_delete(entries))
+            _, deleted = await self._pipe.transaction(*_delete(entries))
+            if not deleted:  # a worker gave it back: it is an entry that we do not know, and its holders look here
+                await self._pipe.one("SET", _withdrawn(job_id), "", "PX", OLDEST_JOB_MS)
 
     async def replies(self, inbox: str) -> AsyncIterator[Reply | Renewed]:
         """`XREAD` from the inbox. Each read carries the deletion of what the one before returned."""
@@ -445,25 +449,39 @@ class RedisBroker:
         seen = _monotonic_ms() + self._clock_offset
         self._worker = presence.worker.encode()
         header, _ = encode(replace(presence, seen=seen))
-        entries = [delivery.handle for delivery in held]
-        clock, announced, *_, renewed = await self._pipe.call(
+        renewal: list[Command] = []
+        if held:
+            entries = [delivery.handle for delivery in held]
+            renewal = [
+                ("XCLAIM", JOBS, GROUP, self._worker, 0, *entries, "JUSTID"),
+                ("MGET", *(_withdrawn(delivery.job.id) for delivery in held)),
+            ]
+        clock, announced, *others = await self._pipe.call(
             ("TIME",),
             ("HSET", WORKERS, self._worker, header),
             ("PEXPIRE", WORKERS, WORKERS_MS),
             ("PEXPIRE", JOBS, JOBS_MS),
             ("XTRIM", JOBS, "MINID", max(0, seen - OLDEST_JOB_MS)),
-            *([("XCLAIM", JOBS, GROUP, self._worker, 0, *entries, "JUSTID")] if entries else [("PING",)]),
+            *renewal,
         )
         if isinstance(clock, Exception):
             raise _ours(clock) from clock
         self._clock_offset = _milliseconds(clock) - _monotonic_ms()
         if isinstance(announced, Exception):
             log.warning("the broker takes no announcement: %s", announced)
+        return await self._lost(held, *others[-2:]) if held else []
+
+    async def _lost(self, held: Sequence[Delivery], renewed: Any, withdrawn: Any) -> list[Delivery]:
+        """Those of `held` that were not renewed, and those that were withdrawn by name, whose entries are deleted."""
         if isinstance(renewed, Exception):
             if _code(renewed) not in GROUP_GONE_CODES:
                 raise _ours(renewed) from renewed
             renewed = []
-        return [delivery for delivery in held if delivery.handle not in renewed]
+        _checked([withdrawn])
+        given_up = {delivery.handle for delivery, mark in zip(held, withdrawn, strict=True) if mark is not None}
+        if given_up:
+            await self._pipe.transaction(*_delete(list(given_up)))
+        return [delivery for delivery in held if delivery.handle not in renewed or delivery.handle in given_up]
 
     async def reply(self, delivery: Delivery, reply: Reply) -> None:
         """`XADD` to the inbox if it is still there, `XACK`, `XDEL`."""
@@ -480,6 +498,9 @@ class RedisBroker:
 
     async def give_back(self, delivery: Delivery, starts: int) -> None:
         """The same job as a new entry, at the end of the queue, in one transaction with the old one's deletion."""
+        if await self._pipe.one("EXISTS", _withdrawn(delivery.job.id)):
+            await self._pipe.transaction(*_delete([delivery.handle]))
+            return
         header, body = encode(replace(delivery.job, starts=starts))
         await self._pipe.transaction(("XADD", JOBS, "*", "header", header, "body", body), *_delete([delivery.handle]))
 
@@ -541,6 +562,10 @@ class RedisBroker:
 
 def _delete(entries: Sequence[bytes]) -> list[Command]:
     return [("XACK", JOBS, GROUP, *entries), ("XDEL", JOBS, *entries)]
+
+
+def _withdrawn(job_id: str) -> bytes:
+    return WITHDRAWN + job_id.encode()
 
 
 def _forget(jobs: Sequence[bytes]) -> list[Command]:

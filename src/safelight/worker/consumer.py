@@ -109,7 +109,7 @@ class Consumer:
         except BrokerAwayError:
             log.warning("job %s is left to its lease: the broker is away", job.id)
         finally:
-            del self._held[held.delivery.handle]
+            self._held.pop(held.delivery.handle, None)
             self._room.release()
 
     async def _do(self, held: _Held) -> None:
@@ -117,9 +117,10 @@ class Consumer:
         if self._late(delivery):
             return await self._reply(held, self._refusal(job, DeadlinePassedError()))
         if unknown := [name for name, _ in job.operations if name not in self._pool.operations]:
-            log.info("job %s goes back: this worker does not offer %s", job.id, ", ".join(unknown))
+            log.debug("job %s goes back: this worker does not offer %s", job.id, ", ".join(unknown))
             await self._broker.give_back(delivery, delivery.starts)
-            return await asyncio.sleep(BEAT_SECONDS)  # so that another worker takes it
+            del self._held[delivery.handle]
+            return await asyncio.sleep(BEAT_SECONDS)  # its place stays taken, so that another worker takes the job
         starts, cause = delivery.starts, f"a worker was killed while it worked on it, {delivery.starts} times"
         while starts < self._options.attempts:
             async with self._pool.child() as child:
