@@ -68,3 +68,28 @@ def test_a_part_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.
         return part.process.returncode if part.process else None
 
     assert asyncio.run(live()) == -9
+
+
+def test_a_part_has_ended_when_the_last_process_that_it_left_has(tmp_path: Path) -> None:
+    script = f"""
+import os, pathlib, sys, time
+folder, lifeline = pathlib.Path({str(tmp_path)!r}), int(sys.argv[1])
+if os.fork() == 0:
+    (folder / "starts").write_text(".")
+    os.read(lifeline, 1)
+    time.sleep(0.3)
+    (folder / "gone").write_text(".")
+    os._exit(0)
+os.close(lifeline)
+time.sleep(60)
+"""
+
+    async def live() -> None:
+        part = Part("part", lambda lifeline: [sys.executable, "-c", script, str(lifeline)])
+        keeping = asyncio.create_task(part.keep())
+        await asyncio.to_thread(wait_until, lambda: _starts(tmp_path) == 1)
+        await part.end()
+        await keeping
+
+    asyncio.run(live())
+    assert (tmp_path / "gone").exists()

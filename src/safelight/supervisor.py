@@ -1,8 +1,9 @@
 """What `safelight up` is: broker, gateway and workers as processes of one machine, started again when they die.
 
 Each process has a session of its own, so that Ctrl-C reaches the supervisor alone and the parts end in their order:
-the gateway drains, then the workers, then the broker goes. Each holds the reading end of a pipe of the supervisor's
-and ends when it closes, so that nothing is left behind even by a supervisor that was killed.
+the gateway drains, then the workers, then the broker goes. Each holds one end of a pair of sockets, its lifeline: it
+ends when the supervisor's end closes, so that nothing is left behind even by a supervisor that was killed; and the
+supervisor sees by its own end that the last process of a part is gone (the broker has one that watches over it).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections import deque
@@ -33,13 +35,14 @@ __all__ = ["LIFELINE", "Supervisor"]
 
 log = logging.getLogger(__name__)
 
-LIFELINE = "SAFELIGHT_LIFELINE"  # the variable with the number of a process's end of the pipe
+LIFELINE = "SAFELIGHT_LIFELINE"  # the variable with the number of a process's end of its lifeline
 CONFIGURATION_EXIT = 2  # a part that cannot work as it is set up; it has said why
 RESTART_SECONDS = 0.5
 LONGEST_RESTART_SECONDS = 10.0
 DEATHS = 5
 DEATHS_SECONDS = 60.0
 GRACE_SECONDS = 30.0  # from SIGTERM to SIGKILL
+GONE_SECONDS = 5.0  # from a process's end to that of the last one that it left
 READY_SECONDS = 0.05
 
 
@@ -58,22 +61,22 @@ class Part:
         """Run it, again and again, until `end`; `ConfigurationError` when that is of no use."""
         delay = 0.0
         while not self.ending:
-            lifeline, ours = os.pipe()
             started = time.monotonic()
-            try:
-                self.process = await asyncio.create_subprocess_exec(
-                    *self.command(lifeline),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    env=os.environ | self.variables | {LIFELINE: str(lifeline)},
-                    pass_fds=(lifeline,),
-                    start_new_session=True,
-                )
-                os.close(lifeline)
+            ours, theirs = socket.socketpair()
+            with ours:
+                with theirs:
+                    lifeline = theirs.fileno()
+                    self.process = await asyncio.create_subprocess_exec(
+                        *self.command(lifeline),
+                        stdin=asyncio.subprocess.DEVNULL,
+                        env=os.environ | self.variables | {LIFELINE: str(lifeline)},
+                        pass_fds=(lifeline,),
+                        start_new_session=True,
+                    )
                 if self.ending:  # `end` was called while it started
                     self.process.terminate()
                 code = await self.process.wait()
-            finally:
-                os.close(ours)
+                await _closed_by_all(ours)
             if self.ending:
                 return
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -103,6 +106,15 @@ class Part:
             with suppress(ProcessLookupError):
                 self.process.kill()
             await self.process.wait()
+
+
+async def _closed_by_all(lifeline: socket.socket) -> None:
+    """Close our direction, and wait until no process holds the other end any more."""
+    lifeline.setblocking(False)
+    with suppress(TimeoutError, OSError):
+        lifeline.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(GONE_SECONDS):
+            await asyncio.get_running_loop().sock_recv(lifeline, 1)
 
 
 class Supervisor:

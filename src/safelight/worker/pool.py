@@ -126,19 +126,24 @@ class Child:
     async def start(cls, modules: Sequence[str], address_space: int) -> Child:
         """Start a child and wait until it is warm; `ConfigurationError` if it says why it cannot start."""
         ours, theirs = socket.socketpair()
-        memory = _memory_file()
         with theirs:
-            ours.setblocking(False)
+            # Before there is a process: once there is one, whatever ends this must kill it.
+            _, frames = await asyncio.get_running_loop().create_unix_connection(_Frames, sock=ours)
+            memory = _memory_file()
             command = [sys.executable, "-m", "safelight.worker.child", str(os.getpid())]
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                *(str(theirs.fileno()), str(memory), str(address_space), *modules),
-                stdin=asyncio.subprocess.DEVNULL,
-                env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
-                pass_fds=(theirs.fileno(), memory),
-                start_new_session=True,  # Ctrl-C is for the consumer, which lets a running job finish
-            )
-        _, frames = await asyncio.get_running_loop().create_unix_connection(_Frames, sock=ours)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    *(str(theirs.fileno()), str(memory), str(address_space), *modules),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
+                    pass_fds=(theirs.fileno(), memory),
+                    start_new_session=True,  # Ctrl-C is for the consumer, which lets a running job finish
+                )
+            except BaseException:
+                frames.close()
+                os.close(memory)
+                raise
         child = cls(process, frames, memory)
         try:
             async with asyncio.timeout(START_SECONDS):
