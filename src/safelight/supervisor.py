@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from safelight.brokers import embedded
 from safelight.errors import ConfigurationError
-from safelight.gateway.server import listen
+from safelight.gateway.listen import listen
 from safelight.settings import environment
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import pytest
 from conftest import wait_until
 from raw_http import Connection, check_failure, head
 
-from safelight.errors import ConfigurationError
 from safelight.gateway import server as module
-from safelight.gateway.server import Protocol, Server, listen
+from safelight.gateway.listen import listen
+from safelight.gateway.server import Protocol, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -272,21 +272,3 @@ def test_readiness_is_the_first_to_go() -> None:
         return at_first, server.should_exit
 
     assert asyncio.run(drained()) == (True, True)
-
-
-def test_localhost_is_both_loopbacks() -> None:
-    first = listen("127.0.0.1", 0)
-    port = first[0].getsockname()[1]
-    with pytest.raises(ConfigurationError, match=f"Port {port} cannot be used"):
-        listen("localhost", port)
-    first[0].close()
-    sockets = listen("localhost", port)
-    assert {found.getsockname()[0] for found in sockets} <= {"127.0.0.1", "::1"}
-    assert sockets[0].getsockname()[:2] == ("127.0.0.1", port)
-    for opened in sockets:
-        opened.close()
-
-
-def test_a_host_that_is_none() -> None:
-    with pytest.raises(ConfigurationError):
-        listen("no.such.host.invalid", 0)

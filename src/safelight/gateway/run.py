@@ -11,8 +11,9 @@ from safelight.errors import BrokerAwayError
 from safelight.gateway.admission import Admission
 from safelight.gateway.app import App
 from safelight.gateway.dispatch import Dispatch
+from safelight.gateway.listen import listen
 from safelight.gateway.metrics import Metrics
-from safelight.gateway.server import Server, listen
+from safelight.gateway.server import Server
 from safelight.gateway.store import FolderStore
 from safelight.gateway.workers import Workers
 from safelight.malloc import keep_freed_memory

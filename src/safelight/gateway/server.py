@@ -8,8 +8,6 @@ the same connection; `Protocol` mends these.
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -18,7 +16,6 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from safelight.errors import (
-    ConfigurationError,
     HeadersTooLargeError,
     InternalError,
     MalformedRequestError,
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
 
     from safelight.gateway.app import App
 
-__all__ = ["Server", "listen"]
+__all__ = ["Server"]
 
 MAX_HEADER_BYTES = 32 * 1024
 HEADER_SECONDS = 10.0
@@ -43,8 +40,6 @@ DISCARD_SECONDS = 60.0
 LINGER_SECONDS = 5.0  # RFC 9112, 9.6: closing on unread bytes resets the connection, and the answer may be lost
 STALLED_SECONDS = 30.0  # without a byte taken by a client that is sent an answer
 KEEP_ALIVE_SECONDS = 65  # above the 60 s of common load balancers, so that they close first
-BACKLOG = 1024
-NO_IPV6 = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 
 class Protocol(HttpToolsProtocol):
@@ -261,37 +256,3 @@ class Server(uvicorn.Server):
         self._app.draining = True
         await asyncio.sleep(delay)
         self.should_exit = True
-
-
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets: both loopbacks for "localhost", all addresses for "*"; one sentence if the port is taken."""
-    addresses: dict[str, tuple[str, ...]] = {"localhost": ("127.0.0.1", "::1"), "*": ("0.0.0.0", "::")}  # noqa: S104
-    sockets: list[socket.socket] = []
-    for address in addresses.get(host, (host,)):
-        try:
-            sockets.append(_listen(address, port))
-        except OSError as exc:
-            if sockets and exc.errno in NO_IPV6:
-                continue
-            for opened in sockets:
-                opened.close()
-            raise ConfigurationError(
-                f"Port {port} cannot be used ({exc.strerror}); stop what uses it, or choose another: PORT=9000 make up"
-            ) from exc
-    return sockets
-
-
-def _listen(address: str, port: int) -> socket.socket:
-    [(family, kind, protocol, _, name), *_] = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
-    listening = socket.socket(family, kind, protocol)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listening.bind(name)
-        listening.listen(BACKLOG)
-    except OSError:
-        listening.close()
-        raise
-    listening.setblocking(False)
-    return listening
