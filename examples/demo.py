@@ -74,17 +74,31 @@ def wait_until(condition: Callable[[], object], otherwise: str) -> None:
 def running(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A `safelight` command in the background, and its output; ended by SIGTERM."""
     log = folder / f"{words[0]}.log"
-    with log.open("wb") as output:
-        # A session of its own: Ctrl-C is for the demo, which ends the parts in their order.
-        process = subprocess.Popen(
-            [*SAFELIGHT, *words], cwd=folder, stdout=output, stderr=output, start_new_session=True
-        )
+    process = None
     try:
+        with uninterrupted(), log.open("wb") as output:
+            # A session of its own: Ctrl-C is for the demo, which ends the parts in their order.
+            process = subprocess.Popen(
+                [*SAFELIGHT, *words], cwd=folder, stdout=output, stderr=output, start_new_session=True
+            )
         yield process, log
     finally:
-        if process.poll() is None:
+        if process is not None and process.poll() is None:
             process.terminate()
             process.wait(timeout=60)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of this block: a process that it starts is known by then, and ended."""
+    told: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: told.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if told:
+        raise KeyboardInterrupt
 
 
 def request(port: int) -> None:

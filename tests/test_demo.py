@@ -42,7 +42,7 @@ def start(tmp_path: Path, runtime_folder: Path) -> Iterator[Callable[..., subpro
             process.terminate()
             process.wait(timeout=60)
     assert not list(folder.iterdir())
-    assert not [process for process in psutil.process_iter() if str(folder) in _folders(process)]
+    assert not [process.cmdline() for process in psutil.process_iter() if str(folder) in _folders(process)]
     folder.rmdir()
 
 
