@@ -44,7 +44,7 @@ class Inbox:
     def __init__(self, broker: Broker, name: str) -> None:
         self.name = name
         self.replies: list[Reply] = []
-        self.renewed = 0
+        self.renewed = -1  # the first time it was made
         self._arrived = asyncio.Event()
         self.task = asyncio.create_task(self._collect(broker))
 
@@ -251,7 +251,7 @@ class Conformance:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
             job = a_job(inbox.name)
             await gateway.send(job)
-            await gateway.withdraw(job.id)
+            await gateway.withdraw(job)
             assert await gateway.backlog() == 0
             await worker.nothing()
 
@@ -262,7 +262,7 @@ class Conformance:
                 await gateway.send(sent)
             held = [await worker.take(), await worker.take()]
             assert await worker.broker.beat(held, presence_of("worker-0")) == []
-            await gateway.withdraw(job.id)
+            await gateway.withdraw(job)
             lost = await until(lambda: worker.broker.beat(held, presence_of("worker-0")))
             assert [delivery.job.id for delivery in lost] == [job.id]
 
@@ -275,7 +275,7 @@ class Conformance:
                 await worker.broker.give_back(delivery, 0)
             first, second = await worker.take(), await worker.take()
             for job in (given_back, held):
-                await gateway.withdraw(job.id)
+                await gateway.withdraw(job)
             await worker.broker.give_back(first, 0)
             lost = await until(lambda: worker.broker.beat([second], presence_of("worker-0")))
             assert [delivery.job.id for delivery in lost] == [held.id]

@@ -34,6 +34,7 @@ class FakeBroker:
         self.sent: list[str] = []
         self.withdrawn: list[str] = []
         self.inbox: asyncio.Queue[Reply | Renewed] = asyncio.Queue()
+        self.inbox.put_nowait(Renewed())
         self.error: SafelightError | None = None
         self.hold: asyncio.Event | None = None
         self.length = 0
@@ -49,9 +50,9 @@ class FakeBroker:
         self._check()
         self.sent.append(job.id)
 
-    async def withdraw(self, job_id: str) -> None:
+    async def withdraw(self, job: Job) -> None:
         self._check()
-        self.withdrawn.append(job_id)
+        self.withdrawn.append(job.id)
 
     async def replies(self, inbox: str) -> AsyncIterator[Reply | Renewed]:
         assert inbox
@@ -102,6 +103,7 @@ async def until(condition: Callable[[], object]) -> None:
 async def at_work() -> AsyncIterator[Bench]:
     bench = Bench()
     running = asyncio.create_task(bench.dispatch.run())
+    await until(bench.broker.inbox.empty)
     yield bench
     assert not running.done()
     running.cancel()
@@ -119,6 +121,23 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[pytest.Monke
 
     wrapped.__name__ = test.__name__
     return wrapped
+
+
+@run
+async def test_nothing_is_sent_before_the_inbox_is_there() -> None:
+    bench = Bench()
+    job_id, asking = bench.ask()
+    await asyncio.sleep(0)
+    bench.broker.inbox.get_nowait()
+    running = asyncio.create_task(bench.dispatch.run())
+    await until(lambda: bench.dispatch.backlog == 0 and bench.workers.fresh)
+    assert (bench.broker.sent, bench.dispatch.ready) == ([], False)
+    bench.broker.inbox.put_nowait(Renewed())
+    await until(lambda: bench.broker.sent == [job_id])
+    assert bench.dispatch.ready
+    bench.reply(job_id)
+    assert (await asking).id == job_id
+    running.cancel()
 
 
 @run

@@ -191,7 +191,7 @@ async def test_the_child_of_a_withdrawn_job_is_stopped(
             return starts(tmp_path / "starts") == 1
 
         await until(begun)
-        await broker.withdraw(job.id)
+        await broker.withdraw(job)
         after = a_job(inbox.name, b"next", operations=[("echo", {})])
         await broker.send(after)
         assert (await inbox.reply_to(after, seconds=5)).image == b"next"

@@ -32,7 +32,7 @@ class Delivery:
 
 
 class Renewed:
-    """Comes out of `replies` after a connection or an inbox was lost and made anew: send again what is unanswered."""
+    """Comes out of `replies` when the inbox is there, at first and when it was made anew: send what is unanswered."""
 
 
 class Broker(Protocol):
@@ -49,7 +49,7 @@ class Broker(Protocol):
     async def send(self, job: Job) -> None:
         """Put a job on the queue; done when the broker has it. `BrokerFullError` when it has no room."""
 
-    async def withdraw(self, job_id: str) -> None:
+    async def withdraw(self, job: Job) -> None:
         """Take back what `send` put on the queue; who holds it learns by its beat. Best effort."""
 
     def replies(self, inbox: str) -> AsyncIterator[Reply | Renewed]:

@@ -14,7 +14,7 @@ key                             kind        what
 `{safelight}:jobs`              stream      entries of `header` and `body`; aged by `XTRIM MINID`, never by length
 `{safelight}:inbox:ID`          stream      replies for one gateway; expires a minute after its last refresh
 `{safelight}:workers`           hash        worker -> Presence, stamped with the server's time
-`{safelight}:withdrawn:ID`      string      a job withdrawn after it was given back as another entry
+`{safelight}:withdrawn:ID:JOB`  string      a job withdrawn after it was given back as another entry
 `{safelight}:quarantine`        hash        job id -> Quarantined
 `{safelight}:quarantine:ID`     string      its image
 =============================== =========== ====================================================================
@@ -117,6 +117,7 @@ class _Line(asyncio.Protocol):
         self._waiting: deque[tuple[int, float, asyncio.Future[list[Any]]]] = deque()
         self._batch: list[Any] = []
         self._watch: asyncio.TimerHandle | None = None
+        self._lost = asyncio.Event()
         self._transport.set_protocol(self)
 
     @property
@@ -149,6 +150,7 @@ class _Line(asyncio.Protocol):
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost.set()
         if self._watch is not None:
             self._watch.cancel()
         while self._waiting:
@@ -168,7 +170,11 @@ class _Line(asyncio.Protocol):
                 self._watch = loop.call_later(left, self._look)
 
     async def close(self) -> None:
+        """Close; done when the socket is (TLS takes its leave first)."""
         await self._connection.disconnect(nowait=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._lost.wait()
 
 
 class _Pipe:
@@ -290,18 +296,19 @@ class RedisBroker:
         entry = await self._pipe.one("XADD", JOBS, "*", "header", header, "body", body)
         self._sent.setdefault(job.id, []).append(entry)
 
-    async def withdraw(self, job_id: str) -> None:
+    async def withdraw(self, job: Job) -> None:
         """Delete the job's entries; their holder's next renewal does not return them."""
-        if entries := self._sent.pop(job_id, None):
+        if entries := self._sent.pop(job.id, None):
             _, deleted = await self._pipe.transaction(*_delete(entries))
             if not deleted:  # a worker gave it back: it is an entry that we do not know, and its holders look here
-                await self._pipe.one("SET", _withdrawn(job_id), "", "PX", OLDEST_JOB_MS)
+                await self._pipe.one("SET", _withdrawn(job), "", "PX", OLDEST_JOB_MS)
 
     async def replies(self, inbox: str) -> AsyncIterator[Reply | Renewed]:
         """`XREAD` from the inbox. Each read carries the deletion of what the one before returned."""
         key = self._inbox = b"{safelight}:inbox:" + inbox.encode()
-        await self._make_inbox(key)
         last, chores, refreshed = b"0-0", list[Command](), 0.0
+        if await self._make_inbox(key):
+            yield Renewed()
         while True:
             now = time.monotonic()
             beat: list[Command] = [("PEXPIRE", key, INBOX_MS)] if now - refreshed >= BEAT_SECONDS else []
@@ -454,7 +461,7 @@ class RedisBroker:
             entries = [delivery.handle for delivery in held]
             renewal = [
                 ("XCLAIM", JOBS, GROUP, self._worker, 0, *entries, "JUSTID"),
-                ("MGET", *(_withdrawn(delivery.job.id) for delivery in held)),
+                ("MGET", *(_withdrawn(delivery.job) for delivery in held)),
             ]
         clock, announced, *others = await self._pipe.call(
             ("TIME",),
@@ -498,7 +505,7 @@ class RedisBroker:
 
     async def give_back(self, delivery: Delivery, starts: int) -> None:
         """The same job as a new entry, at the end of the queue, in one transaction with the old one's deletion."""
-        if await self._pipe.one("EXISTS", _withdrawn(delivery.job.id)):
+        if await self._pipe.one("EXISTS", _withdrawn(delivery.job)):
             await self._pipe.transaction(*_delete([delivery.handle]))
             return
         header, body = encode(replace(delivery.job, starts=starts))
@@ -564,8 +571,8 @@ def _delete(entries: Sequence[bytes]) -> list[Command]:
     return [("XACK", JOBS, GROUP, *entries), ("XDEL", JOBS, *entries)]
 
 
-def _withdrawn(job_id: str) -> bytes:
-    return WITHDRAWN + job_id.encode()
+def _withdrawn(job: Job) -> bytes:
+    return WITHDRAWN + f"{job.reply_to}:{job.id}".encode()  # a person may send the same job anew from another inbox
 
 
 def _forget(jobs: Sequence[bytes]) -> list[Command]:

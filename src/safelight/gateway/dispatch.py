@@ -61,6 +61,7 @@ class Dispatch:
         self._pending: dict[str, _Pending] = {}
         self._unsent: dict[str, None] = {}  # ordered, without doubles
         self._something_unsent = asyncio.Event()
+        self._listening = False  # a reply to a job that is sent before its inbox is there would be lost
         self._away_since: float | None = None
         self._withdrawals: set[asyncio.Task[None]] = set()
         self.backlog = 0
@@ -75,7 +76,7 @@ class Dispatch:
     @property
     def ready(self) -> bool:
         """Whether the broker answers and a worker gave a sign of life."""
-        return self._away_since is None and self._workers.fresh > 0
+        return self._listening and self._away_since is None and self._workers.fresh > 0
 
     async def run(self) -> None:
         """Listen, beat and send again until cancelled; then every request that still waits fails."""
@@ -103,7 +104,7 @@ class Dispatch:
             del self._pending[job.id]
             self._unsent.pop(job.id, None)
             if not pending.reply.done() or pending.reply.cancelled() or pending.reply.exception():
-                self._withdraw(job.id)
+                self._withdraw(job)
 
     def give_up(self, job_id: str, reason: Exception) -> None:
         """End the waiting for a job, if it goes on, with `reason`."""
@@ -112,6 +113,9 @@ class Dispatch:
             pending.reply.set_exception(reason)
 
     async def _send(self, pending: _Pending) -> None:
+        if not self._listening:
+            self._unsent[pending.job.id] = None
+            return
         try:
             await self._broker.send(pending.job)
         except BrokerFullError:
@@ -123,20 +127,21 @@ class Dispatch:
             log.error("job %s cannot be sent: %s", pending.job.id, exc.detail)  # noqa: TRY400 - no defect of ours
             raise BrokerAwayError from exc
 
-    def _withdraw(self, job_id: str) -> None:
+    def _withdraw(self, job: Job) -> None:
         async def withdraw() -> None:
             with suppress(SafelightError):
-                await self._broker.withdraw(job_id)
+                await self._broker.withdraw(job)
 
-        task = asyncio.create_task(withdraw(), name=f"withdrawal of {job_id}")
+        task = asyncio.create_task(withdraw(), name=f"withdrawal of {job.id}")
         self._withdrawals.add(task)
         task.add_done_callback(self._withdrawals.discard)
 
     async def _listen(self) -> None:
         async for item in self._broker.replies(self.inbox):
             if isinstance(item, Renewed):
-                if self._pending:
+                if self._pending and self._listening:
                     log.info("the inbox was made anew; sending %d unanswered jobs again", len(self._pending))
+                self._listening = True
                 self._unsent |= dict.fromkeys(self._pending)
                 self._something_unsent.set()
             elif (pending := self._pending.get(item.id)) is not None and not pending.reply.done():
