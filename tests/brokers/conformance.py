@@ -45,7 +45,6 @@ class Inbox:
         self.name = name
         self.replies: list[Reply] = []
         self.renewed = -1  # the first time it was made
-        self._arrived = asyncio.Event()
         self.task = asyncio.create_task(self._collect(broker))
 
     async def _collect(self, broker: Broker) -> None:

@@ -13,6 +13,11 @@ from pathlib import Path
 COUNTED = "SAFELIGHT-TEST-COUNT:"  # an image that begins so names a file in which each start writes a line
 
 
+def _is_warm_up(image: bytes) -> bool:
+    """Whether it is one of the tiny pictures that a child runs each operation on before it is ready."""
+    return image.startswith((b"\x89PNG", b"\xff\xd8"))
+
+
 def count(image: bytes) -> Mapping[str, int]:
     if image.startswith(COUNTED.encode()):
         with Path(image.decode().removeprefix(COUNTED).strip()).open("a") as file:
@@ -25,21 +30,21 @@ def echo(image: bytes) -> bytes:
 
 
 def segfault(image: bytes) -> bytes:
-    if image.startswith((b"\x89PNG", b"\xff\xd8")):
-        return image  # the warm-up's pictures
+    if _is_warm_up(image):
+        return image
     count(image)
     os.kill(os.getpid(), signal.SIGSEGV)
     return image
 
 
 def leave(image: bytes) -> bytes:
-    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+    if not _is_warm_up(image):
         os._exit(7)
     return image
 
 
 def hang(image: bytes) -> bytes:
-    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+    if not _is_warm_up(image):
         count(image)
         while True:
             time.sleep(60)
@@ -52,7 +57,7 @@ def fail(image: bytes) -> bytes:
 
 
 def slow(image: bytes) -> bytes:
-    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+    if not _is_warm_up(image):
         count(image)
         time.sleep(0.5)
     return image
@@ -93,39 +98,39 @@ def _send(data: bytes) -> None:
 
 
 def garbage(image: bytes) -> bytes:
-    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+    if not _is_warm_up(image):
         _send(struct.pack(">I", 12) + b"\x80\x04pickled..!")
     return image
 
 
 def long_header(image: bytes) -> bytes:
-    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+    if not _is_warm_up(image):
         _send(struct.pack(">I", 2**31))
     return image
 
 
 def empty_header(image: bytes) -> bytes:
-    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+    if not _is_warm_up(image):
         _send(struct.pack(">I", 0))
     return image
 
 
 def flood(image: bytes) -> bytes:
-    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+    if not _is_warm_up(image):
         while True:
             _send(bytes.fromhex("0000ffff") + b" " * 100_000)
     return image
 
 
 def false_size(image: bytes) -> bytes:
-    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+    if not _is_warm_up(image):
         header = b'{"size":100000000}'
         _send(struct.pack(">I", len(header)) + header)
     return image
 
 
 def short_memory(image: bytes) -> bytes:
-    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+    if not _is_warm_up(image):
         os.ftruncate(int(sys.argv[3]), 0)
         header = b'{"size":1000}'
         _send(struct.pack(">I", len(header)) + header)
@@ -133,7 +138,7 @@ def short_memory(image: bytes) -> bytes:
 
 
 def close_and_go_on(image: bytes) -> bytes:
-    if not image.startswith((b"\x89PNG", b"\xff\xd8")):
+    if not _is_warm_up(image):
         os.close(int(sys.argv[2]))
         while True:
             time.sleep(60)

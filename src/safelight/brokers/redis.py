@@ -306,10 +306,14 @@ class RedisBroker:
     async def replies(self, inbox: str) -> AsyncIterator[Reply | Renewed]:
         """`XREAD` from the inbox. Each read carries the deletion of what the one before returned."""
         key = self._inbox = b"{safelight}:inbox:" + inbox.encode()
-        last, chores, refreshed = b"0-0", list[Command](), 0.0
-        if await self._make_inbox(key):
-            yield Renewed()
+        gone = True
         while True:
+            if gone:
+                last, chores, refreshed = b"0-0", list[Command](), 0.0
+                if not await self._make_inbox(key):
+                    await asyncio.sleep(RECONNECT_SECONDS)
+                    continue
+                yield Renewed()
             now = time.monotonic()
             beat: list[Command] = [("PEXPIRE", key, INBOX_MS)] if now - refreshed >= BEAT_SECONDS else []
             try:
@@ -323,11 +327,8 @@ class RedisBroker:
                 gone = bool(beat) and answers[0] == 0
             except SafelightError:
                 await asyncio.sleep(RECONNECT_SECONDS)
-                answers, gone = [None], True
+                gone = True
             if gone:
-                last, refreshed, chores = b"0-0", 0.0, []
-                if await self._make_inbox(key):
-                    yield Renewed()
                 continue
             refreshed = now if beat else refreshed
             entries = answers[-1][0][1] if answers[-1] else []

@@ -86,9 +86,8 @@ class Dispatch:
                 group.create_task(self._beat(), name="beat")
                 group.create_task(self._send_again(), name="sending again")
         finally:
-            for pending in self._pending.values():
-                if not pending.reply.done():
-                    pending.reply.set_exception(BrokerAwayError())
+            for job_id in self._pending:
+                self.give_up(job_id, BrokerAwayError())
 
     async def ask(self, job: Job, timeout: float) -> Reply:
         """The reply to a job, or `DeadlinePassedError` after `timeout` seconds; withdrawn if nobody waits any more."""
@@ -169,8 +168,7 @@ class Dispatch:
             try:
                 self._workers.check(name for name, _ in pending.job.operations)
             except UnknownOperationError as exc:
-                if not pending.reply.done():
-                    pending.reply.set_exception(exc)
+                self.give_up(pending.job.id, exc)
             except NoWorkerError:  # one may come before the deadline
                 return
 

@@ -203,10 +203,11 @@ class Child:
             return msgspec.json.decode(await self._frames.receive(), type=kind)
         except EOFError:
             raise await self._died() from None
-        except (ChildDiedError, msgspec.DecodeError) as exc:
+        except ChildDiedError:
             await self.kill()
-            if isinstance(exc, ChildDiedError):
-                raise
+            raise
+        except msgspec.DecodeError as exc:
+            await self.kill()
             raise ChildDiedError(f"the child sent what is not a {kind.__name__.lower()}: {exc}") from exc
 
     async def kill(self) -> None:
