@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageOps, ImageSequence, ImageStat
 
 from safelight.errors import ImageError, TooManyFramesError, TooManyPixelsError
-from safelight.operations.mirror import pixels
+from safelight.operations.mirror import webp
 
 TEST_IMAGE = Path(__file__).parents[2] / "test_image.jpg"
 
@@ -40,7 +40,7 @@ def opened(data: bytes) -> Image.Image:
 @pytest.mark.parametrize("alpha", [False, True])
 def test_lossless_is_exact_even_under_transparency(alpha: bool) -> None:
     source = saved(scene(alpha=alpha), lossless=True, exact=True)
-    result = pixels.mirror(source)
+    result = webp.mirror(source)
     assert result.notes == {"mirror": "lossless"}
     assert opened(result.image).tobytes() == ImageOps.mirror(scene(alpha=alpha)).tobytes()
     assert result.image[12:16] == b"VP8L"
@@ -51,19 +51,19 @@ def test_lossless_is_exact_even_under_transparency(alpha: bool) -> None:
 def test_mirrored_twice_is_the_source(width: int, height: int, noise: bytes) -> None:
     picture = Image.frombytes("RGBA", (4, 4), noise).resize((width, height))
     source = saved(picture, lossless=True, exact=True)
-    once = pixels.mirror(source).image
+    once = webp.mirror(source).image
     assert opened(once).convert("RGBA").tobytes() == ImageOps.mirror(picture).tobytes()
-    assert opened(pixels.mirror(once).image).convert("RGBA").tobytes() == picture.tobytes()
+    assert opened(webp.mirror(once).image).convert("RGBA").tobytes() == picture.tobytes()
 
 
 @pytest.mark.parametrize("quality", [20, 50, 75, 80, 90, 95])
 @pytest.mark.parametrize("alpha", [False, True])
 def test_lossy_is_encoded_at_its_own_quality(quality: int, alpha: bool) -> None:
     source = saved(scene((512, 344), alpha=alpha), quality=quality)
-    result = pixels.mirror(source)
+    result = webp.mirror(source)
     assert result.notes == {"mirror": "reencoded"}
     frame = source[source.index(b"VP8 ", 12) + 8 :]
-    assert pixels.vp8_quality(frame) == pytest.approx(quality, abs=3)
+    assert webp.vp8_quality(frame) == pytest.approx(quality, abs=3)
     assert 0.75 * len(source) < len(result.image) < 1.1 * len(source)
     before, after = opened(source), opened(result.image)
     assert before.mode == after.mode
@@ -75,7 +75,7 @@ def test_lossy_is_encoded_at_its_own_quality(quality: int, alpha: bool) -> None:
 def test_metadata_is_kept() -> None:
     exif = b"MM\0*\0\0\0\x08\0\0\0\0\0\0"
     options = {"icc_profile": b"a profile", "exif": exif, "xmp": b"<x:xmpmeta/>"}
-    after = opened(pixels.mirror(saved(scene(), **options)).image)
+    after = opened(webp.mirror(saved(scene(), **options)).image)
     assert {name: after.info[name] for name in options} == options
 
 
@@ -84,7 +84,7 @@ def test_mirrored_means_as_displayed(orientation: int) -> None:
     turned = Image.Exif()
     turned[0x0112] = orientation
     source = saved(scene(), exif=turned, lossless=True)
-    before, after = opened(source), opened(pixels.mirror(source).image)
+    before, after = opened(source), opened(webp.mirror(source).image)
     assert after.getexif()[0x0112] == orientation
     assert ImageOps.exif_transpose(after).tobytes() == ImageOps.mirror(ImageOps.exif_transpose(before)).tobytes()
 
@@ -110,7 +110,7 @@ def shown(data: bytes) -> list[tuple[Image.Image, int, int]]:
 
 def test_a_lossless_animation_is_exact() -> None:
     source = animation(lossless=True, exact=True)
-    result = pixels.mirror(source)
+    result = webp.mirror(source)
     assert result.notes == {"mirror": "lossless"}
     before, after = shown(source), shown(result.image)
     assert len(before) == 6
@@ -126,12 +126,12 @@ def test_equal_frames_of_an_animation_stay() -> None:
     length = 8 + int.from_bytes(source[first + 4 : first + 8], "little")
     doubled = source[: first + length] + source[first:]
     doubled = doubled[:4] + (len(doubled) - 8).to_bytes(4, "little") + doubled[8:]
-    assert len(shown(pixels.mirror(doubled).image)) == 7
+    assert len(shown(webp.mirror(doubled).image)) == 7
 
 
 def test_a_lossy_animation_keeps_its_frames() -> None:
     source = animation(quality=90)
-    result = pixels.mirror(source)
+    result = webp.mirror(source)
     assert result.notes == {"mirror": "reencoded"}
     for old, new in zip(shown(source), shown(result.image), strict=True):
         assert old[1:] == new[1:]
@@ -144,8 +144,8 @@ def test_what_is_cut_short_is_refused(options: dict[str, object]) -> None:
     source = saved(scene((40, 30)), **options)
     for at in range(12, len(source) - 1, 7):
         with pytest.raises(ImageError):
-            pixels.mirror(source[:at])
-    assert pixels.mirror(source + b"more").image == pixels.mirror(source).image
+            webp.mirror(source[:at])
+    assert webp.mirror(source + b"more").image == webp.mirror(source).image
 
 
 def test_too_many_pixels_or_frames_are_refused_without_decoding() -> None:
@@ -154,7 +154,7 @@ def test_too_many_pixels_or_frames_are_refused_without_decoding() -> None:
     length = 8 + int.from_bytes(source[first + 4 : first + 8], "little")
     many = source[:first] + 3_000 * source[first : first + length]
     with pytest.raises(TooManyFramesError, match="3,000 frames"):
-        pixels.mirror(many[:4] + (len(many) - 8).to_bytes(4, "little") + many[8:])
+        webp.mirror(many[:4] + (len(many) - 8).to_bytes(4, "little") + many[8:])
     large = source[:24] + struct.pack("<I", 15_999)[:3] + struct.pack("<I", 15_999)[:3] + source[30:]
     with pytest.raises(TooManyPixelsError, match="16,000 x 16,000"):
-        pixels.mirror(large)
+        webp.mirror(large)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from safelight import formats
 from safelight.errors import UnsupportedFormatError
-from safelight.operations.mirror import gif, jpeg, pixels, png
+from safelight.operations.mirror import gif, jpeg, png, webp
 
 if TYPE_CHECKING:
     from safelight.operations import Result
 
 __all__ = ["mirror"]
 
-_WAYS = {formats.JPEG: jpeg.mirror, formats.PNG: png.mirror, formats.GIF: gif.mirror, formats.WEBP: pixels.mirror}
+_WAYS = {formats.JPEG: jpeg.mirror, formats.PNG: png.mirror, formats.GIF: gif.mirror, formats.WEBP: webp.mirror}
 
 
 def mirror(image: bytes) -> Result:
