@@ -140,7 +140,7 @@ class UnsupportedFormatError(SafelightError):
 
     code = "unsupported_format"
     status = 415
-    sentence = "The bytes are not an image of a supported format; send JPEG, PNG, GIF or WebP."
+    sentence = "The bytes are not an image of a supported format; send JPEG, PNG, GIF, WebP, TIFF, BMP or AVIF."
 
 
 class ImageError(SafelightError):

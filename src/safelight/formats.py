@@ -44,21 +44,20 @@ _MAX_READS = 2_000
 
 @dataclass(frozen=True)
 class Format:
-    """A format's name, media type and file extension; `accepted` says whether an upload may be in it."""
+    """A format's name, media type and file extension."""
 
     name: str
     media_type: str
     extension: str
-    accepted: bool = True
 
 
 JPEG = Format("JPEG", "image/jpeg", "jpg")
 PNG = Format("PNG", "image/png", "png")
 GIF = Format("GIF", "image/gif", "gif")
 WEBP = Format("WebP", "image/webp", "webp")
-TIFF = Format("TIFF", "image/tiff", "tiff", accepted=False)
-BMP = Format("BMP", "image/bmp", "bmp", accepted=False)
-AVIF = Format("AVIF", "image/avif", "avif", accepted=False)
+TIFF = Format("TIFF", "image/tiff", "tiff")
+BMP = Format("BMP", "image/bmp", "bmp")
+AVIF = Format("AVIF", "image/avif", "avif")
 
 FORMATS = (JPEG, PNG, GIF, WEBP, TIFF, BMP, AVIF)
 
@@ -69,8 +68,11 @@ _MAGIC = (
     (b"GIF89a", GIF),
     (b"II*\0", TIFF),
     (b"MM\0*", TIFF),
+    (b"II+\0", TIFF),  # BigTIFF
+    (b"MM\0+", TIFF),
 )
-_BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)  # the sizes of its known headers: "BM" alone also begins texts
+# The sizes of its known headers, for "BM" alone also begins texts; OS/2's second one may end after any of its fields.
+_BMP_HEADER_BYTES = (12, *range(16, 65, 4), 42, 46, 108, 124)
 
 
 def sniff(head: bytes) -> Format | None:

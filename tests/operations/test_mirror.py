@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageChops, ImageOps, features
+from PIL import Image, ImageChops, ImageOps
 
 from safelight.errors import ImageError, UnsupportedFormatError
 from safelight.operations.mirror import mirror
@@ -38,6 +38,10 @@ SMALL = {
     "webp": saved("WEBP"),
     "lossless webp": saved("WEBP", lossless=True),
     "animated webp": animated("WEBP"),
+    "tiff": saved("TIFF", compression="tiff_lzw"),
+    "bmp": saved("BMP"),
+    "avif": saved("AVIF"),
+    "animated avif": animated("AVIF"),
 }
 
 
@@ -60,11 +64,11 @@ def test_a_format_stays_what_it_is(name: str) -> None:
         assert (after.format, after.size) == (before.format, before.size)
         assert after.mode == before.mode
         assert getattr(after, "n_frames", 1) == getattr(before, "n_frames", 1) == (
-            2 if name.startswith("a") else 1
+            2 if name.startswith(("animated", "apng")) else 1
         ) or (name == "gif" and after.n_frames == before.n_frames == 2)
 
 
-@pytest.mark.parametrize("name", ["TIFF", "BMP", *(["AVIF"] if features.check("avif") else []), "PPM", "ICO", "PDF"])
+@pytest.mark.parametrize("name", ["PPM", "ICO", "PDF", "JPEG2000"])
 def test_formats_that_are_not_allowed_never_reach_a_decoder(name: str) -> None:
     with pytest.raises(UnsupportedFormatError):
         mirror(saved(name))
@@ -92,5 +96,5 @@ def test_damage_ends_in_an_image_or_in_our_own_error(name: str, damages: list[tu
     for where, damage in damages:
         at = 12 + int(where**3 * (len(data) - 12))  # more of it in the headers
         data[at : at + len(damage)] = damage
-    with contextlib.suppress(ImageError):
+    with contextlib.suppress(ImageError, UnsupportedFormatError):
         assert mirror(bytes(data)).image

@@ -152,6 +152,10 @@ COLOUR = [
     (b"sBIT", b"\5\6\5"),
     (b"bKGD", b"\0\1\0\2\0\3"),
     (b"tRNS", b"\0\1\0\2\0\3"),
+    (b"sPLT", b"palette\0\x08\1\2\3\4\0\5"),
+    (b"pCAL", b"unit\0" + bytes(8) + b"\0\2m\0" + b"0\0" + b"1"),
+    (b"sCAL", b"\1" + b"1.5\0" + b"2"),
+    (b"sTER", b"\0"),
     (b"pHYs", struct.pack(">IIB", 3000, 2000, 1)),
     (b"tEXt", b"Title\0a title"),
     (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x/>"),
@@ -247,6 +251,12 @@ def test_what_is_damaged_is_refused() -> None:
         header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 7, 2, 0, 0, 0))
         with pytest.raises(ImageError, match=sentence):
             png.mirror(SIGNATURE + header + extra + chunk(b"IDAT", zlib.compress(b"\0" * 9)))
+
+
+@pytest.mark.parametrize("header", [b"", struct.pack(">IIBBBBB", 2, 1, 8, 2, 0, 0, 0)])
+def test_a_second_header_is_refused(header: bytes) -> None:
+    with pytest.raises(ImageError, match="header, or has several"):
+        png.mirror(written([[(1, 2, 3), (4, 5, 6)]], 2, 8, extra=chunk(b"IHDR", header)))
 
 
 @pytest.mark.parametrize("methods", [(1, 0, 0), (0, 1, 0), (0, 0, 2)])

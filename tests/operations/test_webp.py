@@ -158,3 +158,31 @@ def test_too_many_pixels_or_frames_are_refused_without_decoding() -> None:
     large = source[:24] + struct.pack("<I", 15_999)[:3] + struct.pack("<I", 15_999)[:3] + source[30:]
     with pytest.raises(TooManyPixelsError, match="16,000 x 16,000"):
         webp.mirror(large)
+
+
+def header(quantisers: tuple[int, int, int, int], probabilities: tuple[int, int, int]) -> bytes:
+    """A VP8 key frame's header with four segments (RFC 6386, 9.3), each bit as likely 0 as 1 (7.3)."""
+    numbers = [(0, 2), (1, 1), (1, 1), (1, 1), (1, 1)]  # segments: their map and absolute numbers follow
+    numbers += [number for value in quantisers for number in ((1, 1), (value, 7), (0, 1))]
+    numbers += [(0, 4), *((256 + value, 9) for value in probabilities), (0, 10), (0, 1), (0, 2), (quantisers[0], 7)]
+    bottom, span, shifts = 0, 255, 0
+    for bit in "".join(f"{value:0{bits}b}" for value, bits in numbers):
+        split = 1 + (span - 1 >> 1)
+        bottom, span = (bottom + split, span - split) if bit == "1" else (bottom, split)
+        while span < 128:
+            bottom, span, shifts = bottom << 1, span << 1, shifts + 1
+    return bytes(10) + (bottom << -shifts % 8).to_bytes(1 + (shifts + 7) // 8, "big") + bytes(9)
+
+
+@pytest.mark.parametrize(
+    ("quantisers", "probabilities", "quality"),
+    [
+        ((36, 32, 28, 20), (128, 128, 128), 69),  # as libwebp's: what they are on average
+        ((126, 10, 10, 126), (200, 150, 255), 59),  # no coarser than 24 above the finest
+        ((126, 10, 126, 126), (255, 253, 255), 0),  # but for one that is hardly used
+    ],
+)
+def test_segments_of_other_encoders(
+    quantisers: tuple[int, int, int, int], probabilities: tuple[int, int, int], quality: float
+) -> None:
+    assert webp.vp8_quality(header(quantisers, probabilities)) == pytest.approx(quality, abs=1.5)

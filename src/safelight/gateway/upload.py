@@ -95,8 +95,6 @@ class Upload:
         found = formats.sniff(head)
         if found is None:
             raise UnsupportedFormatError
-        if not found.accepted:
-            raise UnsupportedFormatError(f"{found.name} images are not supported; send JPEG, PNG, GIF or WebP.")
         size = formats.dimensions(head, found)
         if size is not None:
             formats.check_dimensions(*size)

@@ -1,7 +1,8 @@
 """C3: the operation `mirror`: a left-right flip of the picture as a person sees it.
 
-One file per way: `jpeg` in the DCT domain (by `turbojpeg`), `png` and `gif` frame by frame inside a container that is
-otherwise copied, `pixels` for what must be encoded again. What is not an allowed format never reaches a decoder.
+One file per format: `jpeg` in the DCT domain (by `turbojpeg`), `png`, `gif`, `tiff` and `bmp` sample by sample inside
+a container that is otherwise copied, `avif` by its container alone, `webp` encoded again. What is not an allowed
+format never reaches a decoder.
 """
 
 from __future__ import annotations
@@ -10,14 +11,22 @@ from typing import TYPE_CHECKING
 
 from safelight import formats
 from safelight.errors import UnsupportedFormatError
-from safelight.operations.mirror import gif, jpeg, png, webp
+from safelight.operations.mirror import avif, bmp, gif, jpeg, png, tiff, webp
 
 if TYPE_CHECKING:
     from safelight.operations import Result
 
 __all__ = ["mirror"]
 
-_WAYS = {formats.JPEG: jpeg.mirror, formats.PNG: png.mirror, formats.GIF: gif.mirror, formats.WEBP: webp.mirror}
+_WAYS = {
+    formats.JPEG: jpeg.mirror,
+    formats.PNG: png.mirror,
+    formats.GIF: gif.mirror,
+    formats.WEBP: webp.mirror,
+    formats.TIFF: tiff.mirror,
+    formats.BMP: bmp.mirror,
+    formats.AVIF: avif.mirror,
+}
 
 
 def mirror(image: bytes) -> Result:

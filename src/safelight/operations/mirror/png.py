@@ -34,8 +34,10 @@ MAX_CHUNKS = 100_000
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHECKED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT")
 # A chunk that a program must not copy once it has changed the pixels (fourth letter in upper case) is copied only if
-# it is known to hold nothing about places: Apple's iDOT, for one, holds offsets into the old stream.
-_ABOUT_COLOUR = (b"cHRM", b"cICP", b"cLLI", b"gAMA", b"iCCP", b"mDCV", b"sBIT", b"sRGB", b"bKGD", b"hIST", b"tRNS")
+# it is known to hold nothing about places: Apple's iDOT, for one, holds offsets into the old stream. A pair of
+# pictures for two eyes (sTER) stays one, for a mirror exchanges the eyes too.
+_COLOURS = (b"cHRM", b"cICP", b"cLLI", b"gAMA", b"iCCP", b"mDCV", b"sBIT", b"sRGB", b"bKGD", b"hIST", b"tRNS", b"sPLT")
+_STAYS_TRUE = (*_COLOURS, b"pCAL", b"sCAL", b"sTER")
 
 # (colour type, bit depth) -> the mode of the box, and how the stream is unpacked into it. With two ways the box has
 # only one byte for two: the stream is unpacked twice, for the upper and for the lower bytes.
@@ -80,8 +82,8 @@ class _Frame:
 def mirror(image: bytes) -> Result:
     """A PNG flipped left-right as displayed, pixel for pixel."""
     chunks = list(_chunks(image))
-    if not chunks or chunks[0].kind != b"IHDR" or len(chunks[0].data) != 13:
-        raise ImageError("The PNG does not begin with its header.")
+    if [chunk.kind for chunk in chunks].count(b"IHDR") != 1 or chunks[0].kind != b"IHDR" or len(chunks[0].data) != 13:
+        raise ImageError("The PNG does not begin with its header, or has several.")
     width, height, depth, colour, compression, filters, interlaced = struct.unpack(">IIBBBBB", chunks[0].data)
     formats.check_dimensions(width, height)
     if (colour, depth) not in _BOXES or compression or filters or interlaced > 1:
@@ -168,7 +170,7 @@ def _written(chunks: list[_Chunk], frames: list[_Frame], axis: Axis, level: int)
                 )
         elif kind == b"eXIf":
             out.append(_chunk(kind, exif.without_thumbnail(data)))
-        elif kind in (b"PLTE", b"acTL", *_ABOUT_COLOUR) or (kind[3] & 0x20 and kind not in _CHECKED):
+        elif kind in (b"PLTE", b"acTL", *_STAYS_TRUE) or (kind[3] & 0x20 and kind not in _CHECKED):
             out.append(_chunk(kind, data))
     return b"".join([*out, _chunk(b"IEND", b"")])
 

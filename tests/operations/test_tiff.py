@@ -1,0 +1,682 @@
+"""TIFFs: made here byte by byte, or by libtiff's `tiffcp`, and read back by these two; flipped here bit by bit."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import lzma
+import os
+import random
+import shutil
+import struct
+import subprocess
+import tempfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageChops, ImageOps, ImageStat
+
+from safelight import formats
+from safelight.errors import ImageError, SafelightError, TooManyFramesError, TooManyPixelsError
+from safelight.operations.mirror import tiff, tiff_file, turbojpeg
+
+TEST_IMAGE = Path(__file__).parents[2] / "test_image.jpg"
+TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 12: 8, 13: 4, 16: 8}
+CODES = {1: "B", 3: "H", 4: "I", 7: "B", 13: "I", 16: "Q"}
+PLACES = {273, 279, 324, 325}
+Tags = dict[int, tuple[int, bytes]]  # type, packed values
+
+
+@dataclass
+class Page:
+    """A directory to be written: its pieces as stored, and its tags; `tiles` if they are."""
+
+    pieces: list[bytes]
+    tags: dict[int, tuple[int, list[int]]]
+    tiles: bool = False
+    private: dict[int, bytes] = field(default_factory=dict)
+
+
+def written(pages: list[Page], order: str = "<", *, big: bool = False, short: bool = False) -> bytes:
+    """Directories first, then values, then pieces; numbers of places are of 16 bits if `short`."""
+    code, width, size = ("Q", 8, 20) if big else ("I", 4, 12)
+    magic = b"II" if order == "<" else b"MM"
+    head = magic + (struct.pack(order + "HHH", 43, 8, 0) if big else struct.pack(order + "H", 42))
+    start = len(head) + width
+    out = bytearray(head + struct.pack(order + code, start))
+    for number, page in enumerate(pages):
+        names = (324, 325) if page.tiles else (273, 279)
+        kind = 3 if short else 4
+        entries: Tags = {tag: (t, struct.pack(f"{order}{len(v)}{CODES[t]}", *v)) for tag, (t, v) in page.tags.items()}
+        entries |= {tag: (7, data) for tag, data in page.private.items()}
+        lengths = list(map(len, page.pieces))
+        blank = bytes(TYPE_BYTES[kind] * len(lengths))
+        entries |= {names[0]: (kind, blank), names[1]: (kind, blank)}
+        values_at = start + (8 if big else 2) + size * len(entries) + width
+        data_at = values_at + sum(len(data) + len(data) % 2 for _, data in entries.values() if len(data) > width)
+        offsets = list(itertools.accumulate(lengths[:-1], initial=data_at))
+        for tag, numbers in zip(names, (offsets, lengths), strict=True):
+            entries[tag] = (kind, struct.pack(f"{order}{len(numbers)}{CODES[kind]}", *numbers))
+        directory, values = b"", b""
+        for tag, (t, data) in sorted(entries.items()):
+            count = struct.pack(order + "HH" + code, tag, t, len(data) // TYPE_BYTES[t])
+            if len(data) > width:
+                directory += count + struct.pack(order + code, values_at + len(values))
+                values += data + bytes(len(data) % 2)
+            else:
+                directory += count + data.ljust(width, b"\0")
+        pixels = b"".join(page.pieces)
+        following = data_at + len(pixels) + len(pixels) % 2
+        out += struct.pack(order + ("Q" if big else "H"), len(entries)) + directory
+        out += struct.pack(order + code, following if number + 1 < len(pages) else 0) + values + pixels
+        out += bytes(len(pixels) % 2 if number + 1 < len(pages) else 0)
+        start = following
+    return bytes(out)
+
+
+def page_of(pieces: list[bytes], size: tuple[int, int], bits: tuple[int, ...] = (8,), **names: int) -> Page:
+    known = {"compression": 259, "photometric": 262, "orientation": 274, "planar": 284, "rows": 278}
+    known |= {"predictor": 317, "fill_order": 266}
+    photometric = 2 if len(bits) >= 3 else 1
+    tags = {256: (4, [size[0]]), 257: (4, [size[1]]), 258: (3, list(bits)), 259: (3, [1]), 262: (3, [photometric])}
+    tags |= {277: (3, [len(bits)])}
+    return Page(pieces, tags | {known[name]: (3, [value]) for name, value in names.items()})
+
+
+def directories(data: bytes) -> list[tuple[Tags, list[bytes], str]]:
+    """The tags of each chained directory and of its sub-directories, its pieces, and the byte order."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = struct.unpack_from(order + "H", data, 2)[0] == 43
+    code, width, size = ("Q", 8, 20) if big else ("I", 4, 12)
+    waiting = [struct.unpack_from(order + code, data, width)[0]]
+    found = []
+    while waiting:
+        at = waiting.pop(0)
+        (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
+        at += 8 if big else 2
+        tags: Tags = {}
+        for place in range(at, at + size * count, size):
+            tag, kind, amount = struct.unpack_from(order + "HH" + code, data, place)
+            length = amount * TYPE_BYTES.get(kind, 1)
+            value_at = place + size - width
+            if length > width:
+                (value_at,) = struct.unpack_from(order + code, data, value_at)
+            assert value_at + length <= len(data)
+            tags[tag] = kind, data[value_at : value_at + length]
+        (following,) = struct.unpack_from(order + code, data, at + size * count)
+        waiting += [following] if following else []
+        waiting += numbers(tags, 330, order)
+        starts = numbers(tags, 324, order) or numbers(tags, 273, order)
+        lengths = numbers(tags, 325, order) or numbers(tags, 279, order)
+        pieces = [data[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+        assert list(map(len, pieces)) == lengths
+        found.append((tags, pieces, order))
+    return found
+
+
+def numbers(tags: Tags, tag: int, order: str) -> list[int]:
+    if tag not in tags:
+        return []
+    kind, data = tags[tag]
+    return list(struct.unpack(f"{order}{len(data) // TYPE_BYTES[kind]}{CODES[kind]}", data))
+
+
+def stable(data: bytes) -> list[Tags]:
+    """Every tag but those that say where the pixels are."""
+    found = [{tag: value for tag, value in tags.items() if tag not in PLACES} for tags, _, _ in directories(data)]
+    return [{tag: value for tag, value in tags.items() if tag != 330} for tags in found]
+
+
+def grid(rows: bytes, width: int, bits: int) -> list[list[str]]:
+    """Packed rows as the digits of each pixel."""
+    size = (width * bits + 7) // 8
+    digits = [f"{int.from_bytes(rows[at : at + size], 'big'):0{8 * size}b}" for at in range(0, len(rows), size)]
+    return [[row[at : at + bits] for at in range(0, width * bits, bits)] for row in digits]
+
+
+def packed(pixels: list[list[str]]) -> bytes:
+    rows = ["".join(row) for row in pixels]
+    rows = [row + "0" * (-len(row) % 8) for row in rows]
+    return b"".join(int(row, 2).to_bytes(len(row) // 8, "big") for row in rows)
+
+
+def flipped(rows: bytes, width: int, bits: int, orientation: int = 1) -> bytes:
+    pixels = grid(rows, width, bits)
+    return packed(pixels[::-1] if orientation >= 5 else [row[::-1] for row in pixels])
+
+
+def noise(width: int, height: int, bits: int, seed: int = 0) -> bytes:
+    dice = random.Random(seed)
+    return packed([[f"{dice.getrandbits(bits):0{bits}b}" for _ in range(width)] for _ in range(height)])
+
+
+def strips(rows: bytes, row_bytes: int, rows_per_strip: int) -> list[bytes]:
+    step = row_bytes * rows_per_strip
+    return [rows[at : at + step] for at in range(0, len(rows), step)]
+
+
+def tiles(rows: bytes, width: int, bits: int, tile: tuple[int, int]) -> list[bytes]:
+    """Padded with zeros."""
+    pixels = grid(rows, width, bits)
+    across, down = -(-width // tile[0]) * tile[0], -(-len(pixels) // tile[1]) * tile[1]
+    pixels = [row + ["0" * bits] * (across - width) for row in pixels]
+    pixels += [["0" * bits] * across] * (down - len(pixels))
+    return [
+        packed([row[x : x + tile[0]] for row in pixels[y : y + tile[1]]])
+        for y in range(0, down, tile[1])
+        for x in range(0, across, tile[0])
+    ]
+
+
+def scene(size: tuple[int, int] = (96, 64), mode: str = "RGB") -> Image.Image:
+    with Image.open(TEST_IMAGE) as image:
+        return image.resize(size).convert(mode)
+
+
+def tool(name: str) -> str:
+    if shutil.which(name) is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{name} is not installed, and in CI no judge may be missing")
+        pytest.skip(f"{name} is not installed")
+    return name
+
+
+def tiffcp(data: bytes, *options: str) -> bytes:
+    """The same pictures as libtiff writes them with those options."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "source.tif"), Path(folder, "target.tif")
+        source.write_bytes(data)
+        subprocess.run([tool("tiffcp"), *options, source, target], check=True, capture_output=True)
+        return target.read_bytes()
+
+
+def plain(data: bytes) -> list[bytes]:
+    """The rows of each page (plane after plane) as libtiff decodes them, little-endian."""
+    return [b"".join(pieces) for _, pieces, _ in directories(tiffcp(data, "-c", "none", "-s", "-L", "-f", "msb2lsb"))]
+
+
+@st.composite
+def pictures(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """A file without compression, and what it should become."""
+    width, height = draw(st.integers(1, 40)), draw(st.integers(1, 30))
+    one = draw(st.sampled_from([1, 2, 4, 8, 12, 16, 24, 32, 64, 128]))
+    bits = draw(st.sampled_from([(one,), (one,) * 2, (one,) * 3, (one,) * 4, (5, 6, 5)]))
+    planar, order, big = draw(st.booleans()), draw(st.sampled_from("<>")), draw(st.booleans())
+    orientation = draw(st.integers(1, 8))
+    planes = list(bits) if planar else [sum(bits)]
+    tile = draw(st.sampled_from([None, (16, 16), (32, 16)]))
+    rows_per_strip = draw(st.integers(1, height))
+    before: list[bytes] = []
+    after: list[bytes] = []
+    for number, depth in enumerate(planes):
+        rows = noise(width, height, depth, number)
+        for pieces, pixels in ((before, rows), (after, flipped(rows, width, depth, orientation))):
+            cut = tiles(pixels, width, depth, tile) if tile else strips(pixels, -(-width * depth // 8), rows_per_strip)
+            pieces.extend(cut)
+    files = []
+    for pieces in (before, after):
+        page = page_of(pieces, (width, height), bits, orientation=orientation, planar=2 if planar else 1)
+        page.private = {50_000 + len(bits): bytes(range(50))}
+        page.tiles = tile is not None
+        page.tags |= {322: (3, [tile[0]]), 323: (3, [tile[1]])} if tile else {278: (3, [rows_per_strip])}
+        files.append(written([page], order, big=big))
+    return files[0], files[1]
+
+
+@settings(max_examples=150, deadline=None)
+@given(pictures())
+def test_every_depth_and_layout_is_mirrored_bit_for_bit_and_nothing_else_changes(files: tuple[bytes, bytes]) -> None:
+    source, expected = files
+    once = tiff.mirror(source)
+    assert once.image == expected
+    assert once.notes == {"mirror": "lossless"}
+    assert tiff.mirror(expected).image == source
+
+
+BASES = {
+    "bw": ((75, 50), (1,)),
+    "grey": ((75, 50), (8,)),
+    "rgb": ((75, 50), (8, 8, 8)),
+    "rgba": ((75, 50), (8, 8, 8, 8)),
+    "grey16": ((75, 50), (16,)),
+    "rgb16": ((75, 50), (16, 16, 16)),
+    "rgb32": ((21, 50), (32, 32, 32)),
+    "grey64": ((21, 50), (64,)),
+    "planes16": ((75, 50), (16, 16, 16)),
+}
+
+
+@functools.cache
+def base(name: str, *, is_float: bool = False, orientation: int = 1) -> bytes:
+    """A picture without compression: half a smooth one and half noise."""
+    size, bits = BASES[name]
+    depth = sum(bits)
+    rows = noise(size[0], size[1], depth)
+    if name == "bw":
+        rows = scene(size, "1").tobytes()
+    elif bits[0] == 8:
+        smooth = scene(size, {1: "L", 3: "RGB", 4: "RGBA"}[len(bits)]).tobytes()
+        rows = smooth[: len(smooth) // 2] + rows[len(smooth) // 2 :]
+    page = page_of([rows], size, bits, rows=size[1], orientation=orientation)
+    if name == "planes16":
+        page = page_of(strips(rows, 2 * size[0], size[1]), size, bits, rows=size[1], orientation=orientation, planar=2)
+    if is_float:
+        page.tags[339] = (3, [3] * len(bits))
+    return written([page])
+
+
+LOSSLESS = [
+    ("bw", "-c none"),
+    ("bw", "-c g3:1d"),
+    ("bw", "-c g3:2d"),
+    ("bw", "-c g3:2d:fill"),
+    ("bw", "-c g3:1d -f lsb2msb"),
+    ("bw", "-c g4"),
+    ("bw", "-c g4 -f lsb2msb"),
+    ("bw", "-c lzw"),
+    ("bw", "-c packbits -f lsb2msb"),
+    ("grey", "-c packbits"),
+    ("grey", "-c lzw:2 -t -w 32 -l 16"),
+    ("rgb", "-c lzw"),
+    ("rgb", "-c lzw:2 -B"),
+    ("rgb", "-c lzw -f lsb2msb"),
+    ("rgb", "-c zip:2 -8"),
+    ("rgb", "-c zip -p separate"),
+    ("rgb", "-c zip:2 -p separate -t -w 16 -l 32"),
+    ("rgb", "-c lzma"),
+    ("rgb", "-c lzma:2"),
+    ("rgb", "-c zstd"),
+    ("rgb", "-c zstd:2"),
+    ("rgba", "-c packbits -p separate"),
+    ("rgba", "-c lzw:2 -t -w 48 -l 16"),
+    ("grey16", "-c zip:2 -B"),
+    ("rgb16", "-c lzw:2 -L"),
+    ("planes16", "-c lzw:2 -B"),
+    ("planes16", "-c zip"),
+    ("rgb32", "-c zip:2 -B"),
+    ("rgb32", "-c zip:2 -t -w 16 -l 16"),
+    ("grey64", "-c zip:2"),
+    ("rgb32", "-c zip:3 -B"),
+    ("rgb32", "-c lzw:3 -t -w 16 -l 16"),
+    ("grey64", "-c zstd:3"),
+    ("grey16", "-c zip:3"),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), LOSSLESS, ids=lambda value: value.replace(" ", "_"))
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_every_lossless_compression_and_predictor_is_kept_exactly(name: str, options: str, orientation: int) -> None:
+    layout = [] if "-t" in options else ["-s", "-r", "20"]
+    source = tiffcp(base(name, is_float=":3" in options, orientation=orientation), *layout, *options.split())
+    result = tiff.mirror(source)
+    assert result.notes == {"mirror": "lossless"}
+    size, bits = BASES[name]
+    separate = "separate" in options or name == "planes16"
+    rows = plain(source)[0]
+    planes = list(bits) if separate else [sum(bits)]
+    step = len(rows) // len(planes)
+    expected = [flipped(rows[n * step :][:step], size[0], depth, orientation) for n, depth in enumerate(planes)]
+    assert plain(result.image)[0] == b"".join(expected)
+    assert stable(result.image) == stable(source)
+
+
+def test_a_tiff_by_libtiff_stays_about_as_large() -> None:
+    source = tiffcp(base("rgb"), "-c", "lzw:2", "-s", "-r", "8")
+    assert abs(len(tiff.mirror(source).image) - len(source)) < 0.02 * len(source)
+
+
+@pytest.mark.parametrize("order", ["-L", "-B"])
+@pytest.mark.parametrize("version", ["-8", "-s"])
+def test_directories_behind_the_last_strip_make_room(order: str, version: str) -> None:
+    """As in files by libtiff: a single strip, whose mirror takes more bytes, then values and the directory."""
+    first = tiffcp(base("rgb"), "-c", "lzw:2", "-r", "50", order, version)
+    source = min(first, tiff.mirror(first).image, key=lambda data: len(directories(data)[0][1][0]))
+    mirrored = tiff.mirror(source).image
+    longer = len(directories(mirrored)[0][1][0]) - len(directories(source)[0][1][0])
+    assert 0 < longer <= len(mirrored) - len(source) <= longer + 1
+    assert stable(mirrored) == stable(source)
+    assert plain(mirrored)[0] == flipped(plain(source)[0], 75, 24)
+
+
+def test_strips_that_become_longer_go_behind_data_that_may_not_move() -> None:
+    rows = scene((90, 60), "L").tobytes()
+    page = page_of([zlib.compress(piece, 9) for piece in strips(rows, 90, 20)], (90, 60), compression=8, rows=20)
+    page.private = {50_001: b"a private tag"}
+    behind = b"what only a private tag points at" * 9
+    source = max((written([page]), tiff.mirror(written([page])).image), key=lambda data: -len(data)) + behind
+    for data in (source, tiff.mirror(source).image):
+        mirrored = tiff.mirror(data).image
+        assert mirrored[len(source) - len(behind) : len(source)] == behind
+        assert plain(mirrored)[0] == flipped(plain(data)[0], 90, 8)
+
+
+def test_numbers_that_become_too_large_for_16_bits_are_written_behind_the_end() -> None:
+    file = tiff_file.TiffFile(written([page_of([b"ab", b"cd"], (2, 2), rows=1)], short=True))
+    out = bytearray(file.image)
+    entry = file.directories[0].entries[273]
+    file.patched(out, entry, [70_000, 3])
+    again = tiff_file.TiffFile(bytes(out))
+    assert again.values(again.directories[0].entries[273]) == (70_000, 3)
+    assert again.directories[0].entries[279] == file.directories[0].entries[279]
+
+
+def test_pieces_that_share_their_bytes_share_them_mirrored() -> None:
+    page = page_of([zlib.compress(noise(16, 16, 8))] * 2, (32, 16), compression=8)
+    page.tiles, page.tags[322], page.tags[323] = True, (3, [16]), (3, [16])
+    source = written([page])
+    first, second = numbers(directories(source)[0][0], 324, "<")
+    source = source.replace(struct.pack("<2I", first, second), struct.pack("<2I", first, first))[:second]
+    mirrored = tiff.mirror(source).image
+    assert len(set(numbers(directories(mirrored)[0][0], 324, "<"))) == 1
+    expected = flipped(noise(16, 16, 8), 16, 8)
+    assert [zlib.decompress(piece) for piece in directories(mirrored)[0][1]] == [expected] * 2
+
+
+def test_bytes_that_an_uncompressed_strip_has_too_many_stay() -> None:
+    source = written([page_of([b"abcdefgh" + b"more"], (4, 2), rows=2)])
+    assert directories(tiff.mirror(source).image)[0][1] == [b"dcbahgfe" + b"more"]
+
+
+@pytest.mark.parametrize("lengths", [b"\0\0\0\0", b"\5\0\0\0"])
+def test_a_single_uncompressed_strip_needs_no_length(lengths: bytes) -> None:
+    source = bytearray(written([page_of([b"abcdefgh"], (4, 2), rows=2)]))
+    entry = tiff_file.TiffFile(bytes(source)).directories[0].entries[279]
+    source[entry.values_at : entry.values_at + 4] = lengths
+    assert tiff.mirror(bytes(source)).image.endswith(b"dcbahgfe")
+
+
+def test_each_page_goes_by_its_own_orientation() -> None:
+    pages = [page_of([b"abcdef"], (3, 2), orientation=number) for number in range(1, 9)]
+    pieces = [pieces for _, pieces, _ in directories(tiff.mirror(written(pages)).image)]
+    assert pieces == [[b"cbafed"]] * 4 + [[b"defabc"]] * 4
+
+
+def test_sub_directories_are_mirrored_too() -> None:
+    page, small = page_of([b"abcdef"], (3, 2)), page_of([b"xy"], (2, 1))
+    source = bytearray(written([page, small]))
+    at = len(written([page])) + len(written([page])) % 2
+    page.tags[330] = (13, [at + 12])
+    source = bytearray(written([page, small]))
+    entry = tiff_file.TiffFile(bytes(source)).directories[0]
+    source[entry.end : entry.end + 4] = bytes(4)  # it is no page
+    assert [pieces for _, pieces, _ in directories(bytes(source))] == [[b"abcdef"], [b"xy"]]
+    assert [pieces for _, pieces, _ in directories(tiff.mirror(bytes(source)).image)] == [[b"cbafed"], [b"yx"]]
+
+
+def test_a_loop_of_directories_ends() -> None:
+    source = bytearray(written([page_of([b"ab"], (2, 1)), page_of([b"cd"], (2, 1))]))
+    last = tiff_file.TiffFile(bytes(source)).directories[-1]
+    source[last.end : last.end + 4] = struct.pack("<I", 8)
+    mirrored = tiff.mirror(bytes(source)).image
+    assert mirrored == bytes(source).replace(b"ab", b"ba").replace(b"cd", b"dc")
+
+
+def test_photoshop_layers_are_dropped_with_a_note() -> None:
+    page = page_of([b"abcdef"], (3, 2))
+    page.private = {34_377: b"8BIM resources", 37_724: b"Adobe Photoshop Document Data Block\0", 50_001: b"private"}
+    source = written([page])
+    result = tiff.mirror(source)
+    assert result.notes == {"mirror": "lossless", "mirror-dropped": "layers"}
+    assert directories(result.image)[0][1] == [b"cbafed"]
+    expected = stable(source)[0]
+    del expected[37_724]
+    assert stable(result.image) == [expected]
+
+
+def test_a_cloud_optimised_geotiff_no_longer_promises_its_order() -> None:
+    ghost = b"GDAL_STRUCTURAL_METADATA_SIZE=000031 bytes\nKNOWN_INCOMPATIBLE_EDITION=NO\n "
+    source = written([page_of([b"ab"], (2, 1))])
+    source = source[:4] + struct.pack("<I", 8 + len(ghost)) + ghost + source[8:]
+    file = tiff_file.TiffFile(source)
+    entry = file.directories[0].entries[273]
+    source = source[: entry.values_at] + struct.pack("<I", len(source) - 2) + source[entry.values_at + 4 :]
+    assert b"KNOWN_INCOMPATIBLE_EDITION=YES\n" in tiff.mirror(source).image
+
+
+def subsampled(planes: tuple[bytes, bytes, bytes], size: tuple[int, int], unit: tuple[int, int]) -> bytes:
+    """Data units of TIFF 6.0, section 21: a block of brightness, then its two colours."""
+    across = size[0] // unit[0]
+    out = bytearray()
+    for y in range(size[1] // unit[1]):
+        for x in range(across):
+            for row in range(unit[1]):
+                start = (y * unit[1] + row) * size[0] + x * unit[0]
+                out += planes[0][start : start + unit[0]]
+            out += bytes([planes[1][y * across + x], planes[2][y * across + x]])
+    return bytes(out)
+
+
+@pytest.mark.parametrize("unit", [(2, 2), (2, 1), (4, 2), (1, 2)])
+@pytest.mark.parametrize("orientation", [1, 5])
+def test_subsampled_colours_are_mirrored_with_their_brightness(unit: tuple[int, int], orientation: int) -> None:
+    size = (16, 8)
+    small = (size[0] // unit[0], size[1] // unit[1])
+    planes = noise(*size, 8), noise(*small, 8, 1), noise(*small, 8, 2)
+    widths = (size[0], small[0], small[0])
+    turned = tuple(flipped(plane, width, 8, orientation) for plane, width in zip(planes, widths, strict=True))
+    page = page_of([subsampled(planes, size, unit)], size, (8, 8, 8), photometric=6, orientation=orientation)
+    page.tags[530] = (3, list(unit))
+    assert directories(tiff.mirror(written([page])).image)[0][1] == [subsampled(turned, size, unit)]
+
+
+JPEGS = {
+    "strips": ["-c", "jpeg:r:85", "-s", "-r", "16"],
+    "tiles": ["-c", "jpeg:r:85", "-t", "-w", "32", "-l", "32"],
+    "grey": ["-c", "jpeg:85", "-s", "-r", "16"],
+    "subsampled": ["-c", "jpeg:85", "-s", "-r", "16"],
+    "planar": ["-c", "jpeg:r:85", "-p", "separate", "-s", "-r", "16"],
+}
+
+
+def with_jpegs(kind: str, size: tuple[int, int] = (96, 64), orientation: int = 1) -> bytes:
+    picture = scene(size, "L" if kind == "grey" else "RGB")
+    bits = (8,) if kind == "grey" else (8, 8, 8)
+    page = page_of([picture.tobytes()], size, bits, rows=size[1], orientation=orientation)
+    return tiffcp(written([page]), *JPEGS[kind])
+
+
+def shown(data: bytes) -> Image.Image:
+    """What libtiff decodes the first page to, as stored."""
+    found, pieces, order = directories(tiffcp(data, "-c", "none", "-s"))[0]
+    size = numbers(found, 256, order)[0], numbers(found, 257, order)[0]
+    pixels = b"".join(pieces)
+    if numbers(found, 284, order) == [2]:
+        return Image.merge("RGB", [Image.frombytes("L", size, plane) for plane in strips(pixels, *size)])
+    return Image.frombytes({1: "L", 3: "RGB"}[numbers(found, 277, order)[0]], size, pixels)
+
+
+def distance(one: Image.Image, other: Image.Image) -> float:
+    """The mean difference of two pictures' samples."""
+    return max(ImageStat.Stat(ImageChops.difference(one, other)).mean)
+
+
+def needs_turbojpeg() -> None:
+    if turbojpeg.find() is None:
+        pytest.skip("there is no libjpeg-turbo")
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("orientation", [1, 8])
+def test_jpegs_whose_edge_allows_it_keep_their_coefficients(kind: str, orientation: int) -> None:
+    needs_turbojpeg()
+    source = with_jpegs(kind, orientation=orientation)
+    once = tiff.mirror(source)
+    assert once.notes == {"mirror": "lossless"}
+    turn = ImageOps.flip if orientation >= 5 else ImageOps.mirror
+    assert distance(turn(shown(source)), shown(once.image)) < 0.5
+    assert shown(tiff.mirror(once.image).image).tobytes() == shown(source).tobytes()
+    assert stable(once.image) == stable(source)
+    assert abs(len(once.image) - len(source)) < 0.05 * len(source)
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_jpegs_whose_edge_does_not_allow_it_are_encoded_again_like_they_were(kind: str) -> None:
+    source = with_jpegs(kind, (93, 61))
+    once = tiff.mirror(source)
+    assert once.notes == {"mirror": "reencoded"}
+    assert distance(ImageOps.mirror(shown(source)), shown(once.image)) < 3
+    assert stable(once.image) == stable(source)
+    assert abs(len(once.image) - len(source)) < 0.1 * len(source)
+
+
+def test_without_libjpeg_turbo_jpegs_are_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turbojpeg, "find", lambda: None)
+    source = with_jpegs("strips")
+    once = tiff.mirror(source)
+    assert once.notes == {"mirror": "reencoded"}
+    assert distance(ImageOps.mirror(shown(source)), shown(once.image)) < 3
+
+
+@pytest.mark.parametrize("size", [(96, 64), (93, 61)])
+def test_the_jpegs_inside_have_neither_markers_nor_tables_that_they_had_not(size: tuple[int, int]) -> None:
+    source = with_jpegs("subsampled", size)
+    for before, after in zip(directories(source)[0][1], directories(tiff.mirror(source).image)[0][1], strict=True):
+        assert before[2:4] == after[2:4] == b"\xff\xc0"
+
+
+def test_a_damaged_jpeg_inside_is_refused() -> None:
+    needs_turbojpeg()
+    source = bytearray(with_jpegs("strips"))
+    (start, *_) = numbers(directories(bytes(source))[0][0], 273, "<")
+    piece = directories(bytes(source))[0][1][0]
+    source[start + len(piece) // 2 : start + len(piece)] = b"\0" * (len(piece) - len(piece) // 2)
+    with pytest.raises(ImageError, match="JPEG data that are damaged"):
+        tiff.mirror(bytes(source))
+
+
+def refused(data: bytes) -> str:
+    with pytest.raises(ImageError) as caught:
+        tiff.mirror(data)
+    return caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("compression", "name"), [(6, "old-style JPEG"), (50_001, "WebP"), (34_887, "LERC"), (33_003, "JPEG 2000")]
+)
+def test_compressions_that_are_not_processed_are_named(compression: int, name: str) -> None:
+    assert name in refused(written([page_of([b"ab"], (2, 1), compression=compression)]))
+
+
+def test_an_unknown_compression_is_refused_by_its_number() -> None:
+    assert "12345" in refused(written([page_of([b"ab"], (2, 1), compression=12_345)]))
+
+
+@pytest.mark.parametrize("photometric", [32_803, 34_892])
+def test_raw_pictures_of_cameras_are_refused(photometric: int) -> None:
+    assert "raw picture" in refused(written([page_of([b"ab"], (2, 1), photometric=photometric)]))
+
+
+def test_a_predictor_for_samples_that_have_none_is_refused() -> None:
+    assert "predictor" in refused(written([page_of([zlib.compress(b"ab")], (2, 2), (4,), compression=8, predictor=2)]))
+
+
+def test_a_fax_with_grey_is_refused() -> None:
+    assert "fax" in refused(written([page_of([b"ab"], (2, 1), compression=4)]))
+
+
+def test_subsampled_colours_that_cannot_move_are_refused() -> None:
+    page = page_of([bytes(36)], (3, 4), (8, 8, 8), photometric=6)
+    assert "no multiple of the subsampling" in refused(written([page]))
+
+
+def test_strips_that_are_left_out_are_refused() -> None:
+    assert "leaves out" in refused(written([page_of([b"ab", b""], (2, 2), rows=1)]))
+
+
+def test_too_few_strips_are_refused() -> None:
+    assert "too few strips" in refused(written([page_of([b"ab"], (2, 2), rows=1)]))
+
+
+def test_a_file_without_a_picture_is_refused() -> None:
+    assert "no picture" in refused(b"II*\0\x08\0\0\0" + b"\1\0" + struct.pack("<HHII", 305, 2, 2, 65) + bytes(4))
+
+
+@pytest.mark.parametrize("compression", [1, 5, 8, 32_773, 34_925, 50_000])
+def test_pixels_that_decode_short_are_refused(compression: int) -> None:
+    option = {1: "none", 5: "lzw", 8: "zip", 32_773: "packbits", 34_925: "lzma", 50_000: "zstd"}[compression]
+    source = bytearray(tiffcp(base("grey"), "-c", option, "-s", "-r", "50"))
+    entry = tiff_file.TiffFile(bytes(source)).directories[0].entries
+    source[entry[257].values_at] += 1  # rows
+    source[entry[278].values_at] += 1
+    if compression == 1:
+        source = bytearray(source[: entry[279].at])
+    assert "cut short" in refused(bytes(source))
+
+
+@pytest.mark.parametrize("options", ["g3:1d", "g3:2d", "g4"])
+def test_a_fax_that_ends_too_early_is_refused(options: str) -> None:
+    source = bytearray(tiffcp(base("bw"), "-c", options, "-s", "-r", "50"))
+    entry = tiff_file.TiffFile(bytes(source)).directories[0].entries[279]
+    (length,) = struct.unpack_from("<I", source, entry.values_at)
+    source[entry.values_at : entry.values_at + 4] = struct.pack("<I", length - 40)
+    assert "cut short" in refused(bytes(source))
+
+
+@pytest.mark.parametrize("compression", [1, 8])
+def test_a_file_cut_short_anywhere_is_refused_or_right(compression: int) -> None:
+    rows = noise(5, 4, 8)
+    pieces = strips(rows, 5, 2)
+    pieces = [zlib.compress(piece) for piece in pieces] if compression == 8 else pieces
+    page = page_of(pieces, (5, 4), rows=2, compression=compression)
+    source = written([page, page])
+    complete, refusals = tiff.mirror(source).image, 0
+    for length in range(len(source)):
+        try:
+            mirrored = tiff.mirror(source[:length]).image
+        except ImageError:
+            refusals += 1
+        else:
+            assert mirrored == complete[:length]
+    assert refusals > 0.9 * len(source)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_damage_at_random_ends_in_an_error_of_ours_or_in_a_picture_that_can_be_read(seed: int) -> None:
+    dice = random.Random(seed)
+    source = tiffcp(base("rgb"), "-c", ("lzw:2", "zip", "packbits", "zstd")[seed % 4], "-s", "-r", "10")
+    directory = tiff_file.TiffFile(source).directories[0]
+    for _ in range(60):
+        damaged = bytearray(source)
+        for _ in range(3):
+            damaged[dice.randrange(directory.start, len(source))] = dice.randrange(256)
+        try:
+            once = tiff.mirror(bytes(damaged))
+        except SafelightError:
+            continue
+        assert tiff.mirror(once.image).notes == once.notes
+
+
+def test_too_many_pages_are_refused() -> None:
+    with pytest.raises(TooManyFramesError):
+        tiff.mirror(written([page_of([b"a"], (1, 1))] * (formats.MAX_FRAMES + 1)))
+
+
+def test_too_many_pixels_are_refused() -> None:
+    with pytest.raises(TooManyPixelsError):
+        tiff.mirror(written([page_of([b"a"], (20_000, 20_000), compression=8)]))
+
+
+def test_tiles_that_would_take_too_much_memory_are_refused() -> None:
+    page = page_of([b"a"], (10, 10), compression=8)
+    page.tiles, page.tags[322], page.tags[323] = True, (4, [1 << 31]), (4, [1 << 31])
+    assert "bytes of pixels" in refused(written([page]))
+
+
+def test_more_strips_than_there_is_time_for_are_refused() -> None:
+    page = page_of([b"a"] * (tiff.MAX_PIECES + 1), (1, tiff.MAX_PIECES + 1), rows=1)
+    assert "strips or tiles" in refused(written([page]))
+
+
+def test_more_lzma_than_there_is_time_for_is_refused() -> None:
+    page = page_of([lzma.compress(b"a")], (5000, 5000), compression=34_925)
+    assert "LZMA" in refused(written([page]))
+
+
+def test_offsets_beyond_anything_are_refused() -> None:
+    source = bytearray(written([page_of([b"ab"], (2, 1))], big=True))
+    source[8:16] = b"\xff" * 8
+    assert "outside the file" in refused(bytes(source))
