@@ -279,3 +279,18 @@ def test_too_many_pixels_or_frames_are_refused_without_decoding() -> None:
     with pytest.raises(TooManyFramesError, match="3,000 frames"):
         png.mirror(SIGNATURE + header + pixels + one * 2_999)
     assert time.perf_counter() - began < 0.5
+
+
+def test_a_thumbnail_in_a_raw_profile_is_dropped() -> None:
+    ifd0 = struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, 1, 0, 26)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + ifd0 + struct.pack(">HHHIII", 1, 0x0201, 4, 1, 44, 0) + bytes(200)
+    text = b"\nexif\n%8d\n%s\n" % (len(exif), exif.hex().encode())
+    profile = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))
+    source = written([[(1,), (2,)]], 0, 8, extra=profile)
+    (kept,) = [data for kind, data in chunks(png.mirror(source).image or b"") if kind == b"zTXt"]
+    name, length, *digits = zlib.decompress(kept[23:]).split()
+    assert (name, int(length)) == (b"exif", len(exif))
+    assert bytes.fromhex(b"".join(digits).decode()) == exif.replace(ifd0, ifd0[:-4] + bytes(4))
+    for damaged in (text[:-3] + b"x\n", b"\nexif\n", text.replace(b"4578", b"0000")):
+        other = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(damaged))
+        assert other in (png.mirror(written([[(1,), (2,)]], 0, 8, extra=other)).image or b"")
