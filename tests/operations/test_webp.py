@@ -186,3 +186,18 @@ def test_segments_of_other_encoders(
     quantisers: tuple[int, int, int, int], probabilities: tuple[int, int, int], quality: float
 ) -> None:
     assert webp.vp8_quality(header(quantisers, probabilities)) == pytest.approx(quality, abs=1.5)
+
+
+def test_frames_of_both_kinds_stay_so() -> None:
+    still, moving = saved(scene((80, 54)), quality=80), animation(lossless=True)
+    first = moving.index(b"ANMF")
+    frame = moving[first : first + 8 + int.from_bytes(moving[first + 4 : first + 8], "little")]
+    lossy = frame[8:14] + (79).to_bytes(3, "little") + (53).to_bytes(3, "little") + frame[20:24] + still[12:]
+    mixed = moving[:first] + b"ANMF" + struct.pack("<I", len(lossy)) + lossy + moving[first:]
+    mixed = mixed[:4] + struct.pack("<I", len(mixed) - 8) + mixed[8:]
+    result = webp.mirror(mixed)
+    assert result.notes == {"mirror": "reencoded"}
+    data = result.image or b""
+    assert (data.count(b"VP8 "), data.count(b"VP8L")) == (1, 6)
+    assert len(shown(data)) == 7
+    assert ImageOps.mirror(shown(mixed)[-1][0]).tobytes() == shown(data)[-1][0].tobytes()

@@ -56,16 +56,21 @@ def mirror(image: bytes) -> Result:
     formats.check_dimensions(*size)
     formats.check_frames(len(frames), len(frames) * size[0] * size[1])
     axis = next((exif.read(data).axis for kind, data in chunks if kind == b"EXIF"), Axis.HORIZONTAL)
-    quality = next((vp8_quality(data) for kind, data in parts if kind == b"VP8 "), None)
+    qualities = [_quality(_chunks(data[16:])) for data in frames] or [_quality(chunks)]
     try:
         with open_picture(image[:length], "WEBP") as picture:
             flipped = _flipped(picture, len(frames) or 1, axis)
-            encoded = _animated(frames, flipped, quality) if frames else _encoded(next(flipped), quality)
+            encoded = _animated(frames, flipped, qualities) if frames else _encoded(next(flipped), qualities[0])
             body = _replaced(chunks, encoded)
     except DECODER_ERRORS as error:
         raise ImageError("The WebP is damaged or cut short.") from error
     riff = b"".join([b"WEBP", *itertools.starmap(_written, body)])
-    return Result(_written(b"RIFF", riff), notes={"mirror": "lossless" if quality is None else "reencoded"})
+    return Result(_written(b"RIFF", riff), notes={"mirror": "reencoded" if any(qualities) else "lossless"})
+
+
+def _quality(parts: Iterable[_Chunk]) -> float | None:
+    """That of a picture, None if it is lossless."""
+    return next((max(vp8_quality(data), 0.1) for kind, data in parts if kind == b"VP8 "), None)
 
 
 def _chunks(data: bytes) -> Iterator[_Chunk]:
@@ -102,11 +107,11 @@ def _encoded(picture: Image.Image, quality: float | None) -> list[_Chunk]:
     return [chunk for chunk in _chunks(out.getvalue()[12:]) if chunk.kind in _PICTURE]
 
 
-def _animated(frames: list[bytes], pictures: Iterable[Image.Image], quality: float | None) -> list[_Chunk]:
+def _animated(frames: list[bytes], pictures: Iterable[Image.Image], qualities: Iterable[float | None]) -> list[_Chunk]:
     """An ANMF chunk for each frame, which holds the rectangle that differs from the frame before."""
     chunks = []
     before: Image.Image | None = None
-    for frame, picture in zip(frames, pictures, strict=True):
+    for frame, picture, quality in zip(frames, pictures, qualities, strict=True):
         box = (0, 0, *picture.size)
         if before is not None:
             left, top, right, bottom = ImageChops.difference(before, picture).getbbox(alpha_only=False) or (0, 0, 1, 1)
