@@ -88,6 +88,8 @@ def split(image: bytes, first: Scan) -> list[Part]:
 
 def joined(image: bytes, first: Scan, parts: list[Part], written: list[bytes]) -> bytes:
     """The file of the written parts, its indices true again."""
+    if len(parts) == 1 and _index_at(image, first) is None:
+        return written[0]  # almost every file: nothing points at anything
     out = [_with_lengths(image, first, parts, written), *written[1:]]
     if len(parts) == 2 and not parts[1].is_picture and out[1].startswith(b"\0"):
         # What follows may be pointed at by its place in the file: the padding before it gives way.
