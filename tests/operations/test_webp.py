@@ -201,3 +201,8 @@ def test_frames_of_both_kinds_stay_so() -> None:
     assert (data.count(b"VP8 "), data.count(b"VP8L")) == (1, 6)
     assert len(shown(data)) == 7
     assert ImageOps.mirror(shown(mixed)[-1][0]).tobytes() == shown(data)[-1][0].tobytes()
+
+
+@given(st.binary(max_size=60))
+def test_any_header_tells_some_quality(data: bytes) -> None:
+    assert 0 <= webp.vp8_quality(bytes(10) + data) <= 100

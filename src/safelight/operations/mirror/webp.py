@@ -145,7 +145,7 @@ def vp8_quality(frame: bytes) -> float:
     """
     bits = _Bits(frame[10:])
     bits.read(2)  # colour space and clamping
-    values, shares, absolute = [0], [1.0], False
+    values, shares, absolute = [0] * 4, [1.0, 0, 0, 0], False
     if bits.read(1):
         new_map, new_data = bits.read(1), bits.read(1)
         if new_data:
