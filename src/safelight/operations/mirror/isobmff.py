@@ -104,9 +104,11 @@ class Edits:
         self.changes.append((place, place + width, value.to_bytes(width, "big")))
 
     def apply(self, data: bytes) -> bytes:
-        """The file with all changes made."""
+        """The file with all changes made. Raises `ImageError` where two of them meet: then boxes share their places."""
         out, position = [], 0
         for start, end, new in sorted(self.changes):
+            if start < position:
+                raise ImageError(_DAMAGED)
             out += [data[position:start], new]
             position = end
         return b"".join([*out, data[position:]])
