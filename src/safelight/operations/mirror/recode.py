@@ -114,7 +114,6 @@ def _flipped(plane: Image.Image, part: Component, found: Scan, axis: Axis) -> Im
         return flipped
     if axis is Axis.HORIZONTAL and (over := width - found.width * part.across / across):
         wide = Image.new("L", (width + 1, height))
-        wide.paste(flipped, (1, 0))
         wide.paste(flipped, (0, 0))
         wide.paste(flipped.crop((width - 1, 0, width, height)), (width, 0))
         return wide.resize((width, height), Image.Resampling.BICUBIC, (over, 0, over + width, height))

@@ -3,13 +3,13 @@
 The library comes from the system, else from the PyPI wheel `turbojpeg`. Facts that this file is built on, each held
 by a test against every library that is found:
 
-- `tjTransform` of a 2.1.92 beta (the wheel's) drops EXIF, ICC and comments, its `tj3Transform` keeps them: so
-  `tj3Transform` where it exists, `tjTransform` where it does not.
+- `tjTransform` of a 2.1.92 beta (the wheel's) drops EXIF, ICC and comments, and a transform adds JFIF where there was
+  none: so no library is asked to copy markers, `jpeg` puts the source's own back.
 - A handle that made a progressive or optimised picture writes a wrong next one and reports success (until 3.1.0): so
   every picture gets a fresh handle, which costs 0.7 us.
 - Warnings come as failures whose output is nevertheless complete; `_HARMLESS` tells which of them are harmless.
 - A 2.x library knows no Huffman tables of a baseline picture's own, no arithmetic coding and no sampling factors
-  beyond the usual ones: `flip` and `recoded` go to a 3.x library for those, if one is there.
+  beyond the usual ones: `find` gives a 3.x library for those, if one is there.
 
 https://github.com/libjpeg-turbo/libjpeg-turbo/blob/main/src/turbojpeg.h
 """
