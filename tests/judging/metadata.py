@@ -29,6 +29,8 @@ _MAY_DIFFER = (
     (r"Composite:", "worked out from other tags"),
     (r"File:(FileSize|CurrentIPTCDigest)", "of the file as a whole"),
     (rf"IFD1:|Thumbnail(Offset|Length|TIFF)|{_PREVIEW}", "a small picture may be dropped, or be mirrored too"),
+    (r":Unknown_i(mir|rot)|Track\d+:ChunkOffset", "how an AVIF is turned, and places"),
+    (r"QuickTime:MediaData", "coded data, which is judged as displayed; the thumbnail in its EXIF may be dropped"),
     (r"MPImage\d*:MPImage(Start|Length|\d+)", "pictures of their own, judged as such, and their places"),
     (r":(Strip|Tile)(Offsets|ByteCounts)|:SubIFD\w*Offset", "places and sizes inside a TIFF"),
     (r"SubIFD\d*:(PreviewTIFF|JpgFromRaw\w*)", "a TIFF's pages in other pages: mirrored pictures too"),

@@ -206,6 +206,12 @@ def test_records_behind_padding_stay_in_their_place() -> None:
     assert result[-39:] == source[-39:]
 
 
+def test_a_preview_that_no_index_lists_stays_in_its_place_if_it_can() -> None:
+    longer = FIRST.replace(b"\xff\xdb", b"\xff" * 40 + b"\xff\xdb", 1)  # fill bytes, which no library writes again
+    result = jpeg.mirror(longer + SECOND).image or b""
+    assert result.startswith(b"\xff\xd8\xff", len(longer))
+
+
 def test_a_picture_with_records_behind_it_keeps_its_length() -> None:
     source = FIRST + SECOND + b"the picture before has %d bytes" % len(SECOND)
     result = jpeg.mirror(source)

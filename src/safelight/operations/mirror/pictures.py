@@ -91,7 +91,8 @@ def joined(image: bytes, first: Scan, parts: list[Part], written: list[bytes]) -
     if len(parts) == 1 and _index_at(image, first) is None:
         return written[0]  # almost every file: nothing points at anything
     out = [_with_lengths(image, first, parts, written), *written[1:]]
-    if len(parts) == 2 and not parts[1].is_picture and out[1].startswith(b"\0"):
+    is_listed = _index_at(image, first) is not None or bool(_lengths(image, first))
+    if len(parts) == 2 and (out[1].startswith(b"\0") or (parts[1].is_picture and not is_listed)):
         # What follows may be pointed at by its place in the file: the padding before it gives way.
         records = out[1].lstrip(b"\0")
         padding = len(out[1]) - len(records) - (len(out[0]) - parts[0].end)
