@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from safelight.errors import ImageError, TooManyPixelsError
-from safelight.operations.mirror import avif
+from safelight.operations.mirror import avif, isobmff
 
 TEST_IMAGE = Path(__file__).parents[2] / "test_image.jpg"
 TURNED_LEFT = b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, 8, 0, 0)
@@ -220,3 +220,44 @@ def test_too_many_pixels_are_refused_by_the_header() -> None:
 def test_a_flood_of_boxes_is_refused() -> None:
     with pytest.raises(ImageError, match="more than 10,000 boxes"):
         avif.mirror(small() + struct.pack(">I4s", 8, b"free") * 10_001)
+
+
+def test_a_clock_of_no_ticks_is_refused() -> None:
+    source = bytearray(saved(scene(), save_all=True, append_images=[scene().rotate(9)], duration=50))
+    at = source.index(b"mdhd") + 4
+    width = 8 if source[at] else 4
+    source[at + 4 + 2 * width : at + 8 + 2 * width] = bytes(4)
+    with pytest.raises(ImageError):
+        avif.mirror(bytes(source))
+
+
+def test_the_exif_of_a_sequence_is_found_again() -> None:
+    exif = b"MM\0*\0\0\0\x08\0\0\0\0\0\0"
+    source = saved(scene(), save_all=True, append_images=[scene().rotate(9)], duration=50, exif=exif)
+    result = avif.mirror(source).image
+    assert is_mirrored(result, source)
+    assert exif in (result or b"")
+
+
+def test_a_base_offset_moves_where_the_offset_is_0() -> None:
+    data, box = bytes(200), isobmff.Box(b"ipco", 20, 28, 40)
+    edits = isobmff.Edits()
+    edits.replace(data, box, bytes(11))  # 9 bytes shorter
+    isobmff.shift_extents(edits, [isobmff.Extent(1, 0, 100, 0, 10, (60, 4), (66, 4))])
+    assert edits.apply(data)[51:55] == struct.pack(">I", 91)
+    assert edits.apply(data)[57:61] == bytes(4)
+
+
+def of_alpha(data: bytes) -> bytes:
+    """The associations of the second item in an `ipma` box of 16-bit ids and 8-bit indices."""
+    at = data.index(b"ipma") + 12
+    at += 3 + data[at + 2]
+    return data[at : at + 3 + data[at + 2]]
+
+
+def test_alpha_that_says_nothing_beside_a_clean_aperture_is_left_alone(tmp_path: Path) -> None:
+    """This encoder gives the aperture to the picture alone; viewers refuse an alpha plane that is turned only."""
+    source = avifenc(tmp_path, scene(mode="RGBA"), "--clap", "48,1,32,1,0,1,0,1")
+    plain = avifenc(tmp_path, scene(mode="RGBA"))
+    assert of_alpha(avif.mirror(source).image or b"") == of_alpha(source)
+    assert of_alpha(avif.mirror(plain).image or b"") != of_alpha(plain)

@@ -60,8 +60,9 @@ def mirror(image: bytes) -> Result:
         edits = _edits(image)
     except (struct.error, IndexError, OverflowError) as error:
         raise ImageError(_CUT_SHORT) from error
-    _check(image)
-    return Result(edits.apply(image), notes={"mirror": "lossless"})
+    mirrored = edits.apply(image)
+    _check(mirrored)
+    return Result(mirrored, notes={"mirror": "lossless"})
 
 
 def _edits(image: bytes) -> Edits:
@@ -72,7 +73,7 @@ def _edits(image: bytes) -> Edits:
     meta, moov = find(image, (), b"meta"), find(image, (), b"moov")
     if meta is None and moov is None:
         raise ImageError(_NO_PICTURE)
-    extents = []
+    extents: list[isobmff.Extent] = []
     if meta is not None and (moov is None or _primary(image, meta) is not None):
         iloc = find(image, (meta,), b"iloc")
         extents = [] if iloc is None else isobmff.extents(image, iloc)
@@ -84,6 +85,9 @@ def _edits(image: bytes) -> Edits:
     for table in tables:
         if table is not None:
             _turn_track(image, table, edits)
+    for track in tracks:  # its own metadata, the EXIF of a sequence among them
+        own = find(image, (*track.parents, track), b"meta", b"iloc")
+        extents += [] if own is None else isobmff.extents(image, own)
     isobmff.shift_extents(edits, extents)
     for table in tables:
         for box in boxes(image, (*table.parents, table)) if table is not None else ():
@@ -113,18 +117,22 @@ def _turn_items(image: bytes, meta: Box, edits: Edits) -> None:
     if not of_primary:
         raise ImageError("The AVIF's picture has no properties.")
     _check_size(image, properties, of_primary[0])
-    is_turned = _turn_of(image, properties, of_primary[0]) != _Turn()
+    is_placed = _is_placed(properties, of_primary[0])
     for table, items in zip(tables, associations, strict=True):
         for item in items:
-            now = _turn_of(image, properties, item)
-            # An alpha plane without a turn of its own beside a turned picture is turned with it, in every reader.
-            if item.item in turned and (item.item == primary or not is_turned or now != _Turn()):
-                _turn_item(image, properties, added, item, now.mirrored())
+            # An alpha plane that says nothing beside a picture that says something is cut and turned with it.
+            if item.item in turned and (item.item == primary or not is_placed or _is_placed(properties, item)):
+                _turn_item(properties, added, item, _turn_of(image, properties, item).mirrored())
         edits.replace(image, table, _written_associations(image, table, items))
     edits.replace(image, ipco, _box(b"ipco", image[ipco.body : ipco.end] + b"".join(added)))
 
 
-def _turn_item(image: bytes, properties: list[Box], added: list[bytes], item: _Association, turn: _Turn) -> None:
+def _is_placed(properties: list[Box], item: _Association) -> bool:
+    kinds = {properties[index - 1].kind for index, _ in item.properties if 0 < index <= len(properties)}
+    return bool(kinds & {b"clap", b"irot", b"imir"})
+
+
+def _turn_item(properties: list[Box], added: list[bytes], item: _Association, turn: _Turn) -> None:
     kept = [
         (index, essential)
         for index, essential in item.properties
@@ -264,7 +272,7 @@ def _check(image: bytes) -> None:
         if str(error).endswith("Not implemented"):
             return  # a clean aperture beside alpha, for one: others show it
         raise ImageError(f"The AVIF cannot be decoded ({error or 'it is too large'}).") from error
-    except pixels.DECODER_ERRORS as error:
+    except (ZeroDivisionError, *pixels.DECODER_ERRORS) as error:  # a clock of no ticks divides by 0 in Pillow
         raise ImageError("The AVIF is damaged, or of a kind that libavif does not read.") from error
 
 

@@ -6,6 +6,7 @@ which every place that holds a file offset is made true before they are applied 
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -154,13 +155,17 @@ def extents(data: bytes, iloc: Box) -> list[Extent]:
 
 
 def shift_extents(edits: Edits, found: list[Extent]) -> None:
-    """Make the file offsets of items true; those with an offset of no width have their base alone."""
-    for extent in found:
-        moved = edits.moved(extent.base + extent.offset) if extent.method == 0 else 0
-        if moved and extent.offset_at[1]:
-            edits.put(*extent.offset_at, extent.offset + moved)
-        elif moved and not any(start == extent.base_at[0] for start, _, _ in edits.changes):
-            edits.put(*extent.base_at, extent.base + moved)
+    """Make the file offsets of items true: by an item's base where that moves as all its extents do, else by each."""
+    for _, group in itertools.groupby(found, key=lambda extent: extent.base_at):
+        own = [extent for extent in group if extent.method == 0]
+        moves = {edits.moved(extent.base + extent.offset) for extent in own}
+        if not any(moves):
+            continue
+        if len(moves) == 1 and own[0].base:
+            edits.put(*own[0].base_at, own[0].base + moves.pop())
+            continue
+        for extent in own:
+            edits.put(*extent.offset_at, extent.offset + edits.moved(extent.base + extent.offset))
 
 
 def shift_chunks(data: bytes, edits: Edits, table: Box) -> None:
