@@ -116,20 +116,25 @@ def _turn_items(image: bytes, meta: Box, edits: Edits) -> None:
     of_primary = [item for table in associations for item in table if item.item == primary]
     if not of_primary:
         raise ImageError("The AVIF's picture has no properties.")
-    _check_size(image, properties, of_primary[0])
+    _check_size(image, _boxes_of(properties, of_primary[0]))
     is_placed = _is_placed(properties, of_primary[0])
     for table, items in zip(tables, associations, strict=True):
         for item in items:
             # An alpha plane that says nothing beside a picture that says something is cut and turned with it.
             if item.item in turned and (item.item == primary or not is_placed or _is_placed(properties, item)):
-                _turn_item(properties, added, item, _turn_of(image, properties, item).mirrored())
+                turn = _turn_of(image, _boxes_of(properties, item)).mirrored()
+                _turn_item(properties, added, item, turn)
         edits.replace(image, table, _written_associations(image, table, items))
     edits.replace(image, ipco, _box(b"ipco", image[ipco.body : ipco.end] + b"".join(added)))
 
 
+def _boxes_of(properties: list[Box], item: _Association) -> list[Box]:
+    """An item's own properties; an index of 0, or one too large, means none."""
+    return [properties[index - 1] for index, _ in item.properties if 0 < index <= len(properties)]
+
+
 def _is_placed(properties: list[Box], item: _Association) -> bool:
-    kinds = {properties[index - 1].kind for index, _ in item.properties if 0 < index <= len(properties)}
-    return bool(kinds & {b"clap", b"irot", b"imir"})
+    return any(box.kind in (b"clap", b"irot", b"imir") for box in _boxes_of(properties, item))
 
 
 def _turn_item(properties: list[Box], added: list[bytes], item: _Association, turn: _Turn) -> None:
@@ -145,21 +150,20 @@ def _turn_item(properties: list[Box], added: list[bytes], item: _Association, tu
     item.properties[:] = kept
 
 
-def _turn_of(image: bytes, properties: list[Box], item: _Association) -> _Turn:
+def _turn_of(image: bytes, own: list[Box]) -> _Turn:
     quarters, axis = 0, None
-    for index, _ in item.properties:
-        box = properties[index - 1] if 0 < index <= len(properties) else None
-        if box is not None and box.kind == b"irot":
+    for box in own:
+        if box.kind == b"irot":
             quarters = image[box.body] & 3
-        elif box is not None and box.kind == b"imir":
+        elif box.kind == b"imir":
             axis = image[box.body] & 1
     return _Turn(quarters, axis)
 
 
-def _check_size(image: bytes, properties: list[Box], item: _Association) -> None:
-    for index, _ in item.properties:
-        if 0 < index <= len(properties) and properties[index - 1].kind == b"ispe":
-            formats.check_dimensions(*struct.unpack_from(">II", image, properties[index - 1].body + 4))
+def _check_size(image: bytes, own: list[Box]) -> None:
+    for box in own:
+        if box.kind == b"ispe":
+            formats.check_dimensions(*struct.unpack_from(">II", image, box.body + 4))
 
 
 def _primary(image: bytes, meta: Box) -> int | None:
@@ -236,10 +240,11 @@ def _turn_track(image: bytes, table: Box, edits: Edits) -> None:
         formats.check_dimensions(width, height)
         formats.check_frames(frames, frames * width * height)
     inside = list(boxes(image, (*entry.parents, entry), skip=_SAMPLE_ENTRY_BYTES))
-    now = _turn_of(image, inside, _Association(0, [(number, True) for number in range(1, len(inside) + 1)]))
     kept = [image[box.start : box.end] for box in inside if box.kind not in (b"irot", b"imir")]
     head = image[entry.body : entry.body + _SAMPLE_ENTRY_BYTES]
-    edits.replace(image, entry, _box(b"av01", b"".join([head, *kept, *now.mirrored().properties()])))
+    edits.replace(
+        image, entry, _box(b"av01", b"".join([head, *kept, *_turn_of(image, inside).mirrored().properties()]))
+    )
 
 
 def _drop_thumbnail(image: bytes, meta: Box, extents: list[isobmff.Extent], edits: Edits) -> None:

@@ -13,14 +13,26 @@ from typing import TYPE_CHECKING, NamedTuple
 from safelight.errors import ImageError
 from safelight.operations import Result
 from safelight.operations.mirror import pictures, recode, thumbnails, turbojpeg
-from safelight.operations.mirror.scan import ADOBE, APP0, COMMENT, EOI, SOF0, SOF1, SOI, Scan, Segment, scan
+from safelight.operations.mirror.scan import (
+    ADOBE,
+    APP0,
+    EOI,
+    SOF0,
+    SOF1,
+    SOI,
+    Scan,
+    Segment,
+    header,
+    is_metadata,
+    scan,
+    segment,
+    without,
+)
 
 if TYPE_CHECKING:
     from safelight.operations.mirror.exif import Axis
 
 __all__ = ["mirror"]
-
-_DHT = 0xC4
 
 
 class _Flipped(NamedTuple):
@@ -76,7 +88,7 @@ def _flip(source: bytes, found: Scan, axis: Axis) -> _Flipped:
     for marker, start, end in found.metadata:
         body = thumbnails.flipped(marker, source[start:end], lambda preview: _flip_preview(preview, axis))
         if body is not None:
-            metadata.append(source[start - 4 : start - 2] + (len(body) + 2).to_bytes(2, "big") + body)
+            metadata.append(segment(marker, body))
     jpeg, way = _flip_bare(source, found, axis)
     return _Flipped(b"".join([SOI, *metadata, _body(jpeg, found.is_extended)]), way)
 
@@ -127,21 +139,16 @@ def _without(source: bytes, found: Scan, segments: list[Segment]) -> bytes:
 
     That alone may be missing; of whatever else is, the library warns.
     """
-    out, position = [], 0
-    for _, start, end in segments:
-        out.append(source[position : start - 4])
-        position = end
-    out.append(source[position : found.end])
-    return b"".join(out if found.end is not None else [*out, EOI])
+    bare = without(source[: found.end], segments)
+    return bare if found.end is not None else bare + EOI
 
 
 def _body(jpeg: bytes, is_extended: bool) -> bytes:
     """What follows the metadata; libjpeg calls every sequential picture baseline that may be called so."""
-    position = behind = len(SOI)
-    while (marker := jpeg[position + 1]) & 0xF0 != SOF0 or marker == _DHT:
-        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
-        if marker == COMMENT or marker & 0xF0 == APP0:
-            behind = position
-    if is_extended and marker == SOF0:
-        return jpeg[behind : position + 1] + bytes([SOF1]) + jpeg[position + 2 :]
+    behind = len(SOI)
+    for marker, start, end in header(jpeg):
+        if is_metadata(marker):
+            behind = end
+        elif marker == SOF0 and is_extended:
+            return jpeg[behind : start - 3] + bytes([SOF1]) + jpeg[start - 2 :]
     return jpeg[behind:]

@@ -14,7 +14,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from safelight.errors import ImageError
-from safelight.operations.mirror.scan import APP1, APP2, SOI, scan
+from safelight.operations.mirror.scan import APP1, APP2, MAX_BODY, SOI, scan, segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,6 @@ __all__ = ["Part", "joined", "split"]
 
 _MPF, _XMP = b"MPF\0", b"http://ns.adobe.com/xap/1.0/\0"
 _MAX_PICTURES = 100
-_MAX_BODY = 65_533
 _ENTRIES, _ENTRY_BYTES = 0xB002, 16
 _KIND = 0x00FFFFFF  # of a picture's attributes: 0 is "undefined", what a gain map is
 _PADDING = re.compile(rb"[\0\xff]*?(?=\xff\xd8\xff)")
@@ -88,10 +87,10 @@ def split(image: bytes, first: Scan) -> list[Part]:
 
 def joined(image: bytes, first: Scan, parts: list[Part], written: list[bytes]) -> bytes:
     """The file of the written parts, its indices true again."""
-    if len(parts) == 1 and _index_at(image, first) is None:
+    if len(parts) == 1 and _named(image, first, APP2, _MPF) is None:
         return written[0]  # almost every file: nothing points at anything
     out = [_with_lengths(image, first, parts, written), *written[1:]]
-    is_listed = _index_at(image, first) is not None or bool(_lengths(image, first))
+    is_listed = _named(image, first, APP2, _MPF) is not None or bool(_lengths(image, first))
     if len(parts) == 2 and (out[1].startswith(b"\0") or (parts[1].is_picture and not is_listed)):
         # What follows may be pointed at by its place in the file: the padding before it gives way.
         records = out[1].lstrip(b"\0")
@@ -132,17 +131,18 @@ def _moved(start: int, end: int, parts: list[Part], written: list[bytes]) -> tup
     return None
 
 
-def _index_at(image: bytes, found: Scan) -> Segment | None:
-    return next((part for part in found.metadata if part.marker == APP2 and image.startswith(_MPF, part.start)), None)
+def _named(image: bytes, found: Scan, marker: int, name: bytes) -> Segment | None:
+    """The first segment of that marker whose body begins with that name."""
+    return next((part for part in found.metadata if part.marker == marker and image.startswith(name, part.start)), None)
 
 
 def _index(image: bytes, found: Scan) -> Iterator[_Entry]:
     """The entries of the MPF index; damaged, it has none. Its own offsets count from behind its name."""
-    segment = _index_at(image, found)
-    if segment is None:
+    place = _named(image, found, APP2, _MPF)
+    if place is None:
         return
-    base = segment.start + len(_MPF)
-    index = image[base : segment.end]
+    base = place.start + len(_MPF)
+    index = image[base : place.end]
     order = {b"II": "<", b"MM": ">"}.get(index[:2])
     if order is None:
         return
@@ -152,20 +152,20 @@ def _index(image: bytes, found: Scan) -> Iterator[_Entry]:
         for at in range(directory + 2, directory + 2 + 12 * count, 12):
             tag, _, length, offset = struct.unpack_from(f"{order}HHII", index, at)
             for number in range(min(length // _ENTRY_BYTES, _MAX_PICTURES) if tag == _ENTRIES else 0):
-                place = offset + _ENTRY_BYTES * number
-                attributes, size, start = struct.unpack_from(f"{order}III", index, place)
+                at_entry = offset + _ENTRY_BYTES * number
+                attributes, size, start = struct.unpack_from(f"{order}III", index, at_entry)
                 start = base + start if start else 0
-                yield _Entry(order, place, attributes & _KIND, start, start + size)
+                yield _Entry(order, at_entry, attributes & _KIND, start, start + size)
     except struct.error:
         return
 
 
 def _with_index(image: bytes, first: Scan, parts: list[Part], written: list[bytes]) -> bytes:
     """The first picture as written, with the offsets and sizes in its MPF index as they are now."""
-    segment = _index_at(written[0], scan(written[0]))
-    if segment is None:
+    place = _named(written[0], scan(written[0]), APP2, _MPF)
+    if place is None:
         return written[0]
-    out, base = bytearray(written[0]), segment.start + len(_MPF)
+    out, base = bytearray(written[0]), place.start + len(_MPF)
     for entry in _index(image, first):
         if (moved := _moved(entry.start, entry.end, parts, written)) is not None:
             offset = moved[0] - base if entry.start else 0
@@ -173,16 +173,12 @@ def _with_index(image: bytes, first: Scan, parts: list[Part], written: list[byte
     return bytes(out)
 
 
-def _xmp(image: bytes, found: Scan) -> Segment | None:
-    return next((part for part in found.metadata if part.marker == APP1 and image.startswith(_XMP, part.start)), None)
-
-
 def _lengths(image: bytes, found: Scan) -> list[_Length]:
     """The lengths in the XMP directory. Its items follow the first picture in their order, and end with the file."""
-    segment = _xmp(image, found)
-    if segment is None or found.end is None:
+    place = _named(image, found, APP1, _XMP)
+    if place is None or found.end is None:
         return []
-    xmp = image[segment.start : segment.end]
+    xmp = image[place.start : place.end]
     items = [match.start() for match in _ITEM.finditer(xmp)]
     stretches = [
         match
@@ -202,14 +198,13 @@ def _lengths(image: bytes, found: Scan) -> list[_Length]:
 
 def _with_lengths(image: bytes, first: Scan, parts: list[Part], written: list[bytes]) -> bytes:
     """The first picture as written, with the lengths of the others in its XMP directory as they are now."""
-    segment = _xmp(written[0], scan(written[0]))
-    if segment is None:
+    place = _named(written[0], scan(written[0]), APP1, _XMP)
+    if place is None:
         return written[0]
-    xmp = written[0][segment.start : segment.end]
+    xmp = written[0][place.start : place.end]
     for length in reversed(_lengths(image, first)):
         if (moved := _moved(length.start, length.end, parts, written)) is not None:
             xmp = xmp[: length.at] + b"%d" % (moved[1] - moved[0]) + xmp[length.at + length.digits :]
-    if len(xmp) > _MAX_BODY:
+    if len(xmp) > MAX_BODY:
         return written[0]
-    size = (len(xmp) + 2).to_bytes(2, "big")
-    return written[0][: segment.start - 2] + size + xmp + written[0][segment.end :]
+    return written[0][: place.start - 4] + segment(APP1, xmp) + written[0][place.end :]

@@ -18,16 +18,13 @@ from PIL import Image, ImageChops, JpegImagePlugin
 from safelight.errors import ImageError
 from safelight.operations.mirror import pixels, turbojpeg
 from safelight.operations.mirror.exif import Axis
-from safelight.operations.mirror.scan import ADOBE, EOI, SOF0, SOF1, SOI
+from safelight.operations.mirror.scan import ADOBE, DHT, DQT, EOI, SOF0, SOF1, SOI, SOS, header, segment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from safelight.operations.mirror.scan import Component, Scan
 
 __all__ = ["recode"]
 
-_DHT, _SOS, _DQT = 0xC4, 0xDA, 0xDB
 _UNCONVERTED = b"Adobe\0\x64\0\0\0\0\0"  # a colour transform of 0: the components are the colours
 
 
@@ -94,7 +91,7 @@ def _planes_by_pillow(bare: bytes, found: Scan, sizes: list[tuple[int, int]]) ->
     if len(found.components) not in (1, 3, 4):
         raise ImageError(f"JPEGs of {len(found.components)} components cannot be processed.")
     if len(found.components) > 1:
-        bare = SOI + _segment(ADOBE, _UNCONVERTED) + bare[len(SOI) :]
+        bare = SOI + segment(ADOBE, _UNCONVERTED) + bare[len(SOI) :]
     with pixels.open_picture(bare, "JPEG") as picture:
         planes = list(picture.split())
     if len(planes) == 4:  # Pillow reads Adobe's CMYK as inverted
@@ -108,21 +105,24 @@ def _planes_by_pillow(bare: bytes, found: Scan, sizes: list[tuple[int, int]]) ->
 def _flipped(plane: Image.Image, part: Component, found: Scan, axis: Axis) -> Image.Image:
     """A component flipped; where its last sample reaches over the picture's edge, moved by the part that does."""
     flipped = plane.transpose(pixels.TRANSPOSE[axis])
-    width, height = flipped.size
     across, down = found.largest
     if len(found.components) == 1:
         return flipped
-    if axis is Axis.HORIZONTAL and (over := width - found.width * part.across / across):
-        wide = Image.new("L", (width + 1, height))
-        wide.paste(flipped, (0, 0))
-        wide.paste(flipped.crop((width - 1, 0, width, height)), (width, 0))
-        return wide.resize((width, height), Image.Resampling.BICUBIC, (over, 0, over + width, height))
-    if axis is Axis.VERTICAL and (over := height - found.height * part.down / down):
-        high = Image.new("L", (width, height + 1))
-        high.paste(flipped, (0, 0))
-        high.paste(flipped.crop((0, height - 1, width, height)), (0, height))
-        return high.resize((width, height), Image.Resampling.BICUBIC, (0, over, width, over + height))
-    return flipped
+    if axis is Axis.HORIZONTAL:
+        return _moved(flipped, flipped.width - found.width * part.across / across)
+    turned = flipped.transpose(Image.Transpose.TRANSPOSE)
+    return _moved(turned, turned.width - found.height * part.down / down).transpose(Image.Transpose.TRANSPOSE)
+
+
+def _moved(plane: Image.Image, by: float) -> Image.Image:
+    """A plane moved to the left by a part of a sample; at its right edge the last one is there again."""
+    if not by:
+        return plane
+    width, height = plane.size
+    wide = Image.new("L", (width + 1, height))
+    wide.paste(plane, (0, 0))
+    wide.paste(plane.crop((width - 1, 0, width, height)), (width, 0))
+    return wide.resize((width, height), Image.Resampling.BICUBIC, (by, 0, by + width, height))
 
 
 def _encoded(plane: Image.Image, table: bytes) -> list[bytes]:
@@ -132,10 +132,10 @@ def _encoded(plane: Image.Image, table: bytes) -> list[bytes]:
     plane.save(out, "JPEG", qtables=[[values[at] for at in JpegImagePlugin.zigzag_index]])
     jpeg = out.getvalue()
     parts = []
-    for marker, start, end in _header(jpeg):
-        if marker == _DHT:
-            parts.append(_segment(_DHT, jpeg[start:end]))
-        elif marker == _SOS:
+    for marker, start, end in header(jpeg):
+        if marker == DHT:
+            parts.append(segment(DHT, jpeg[start:end]))
+        elif marker == SOS:
             parts.append(jpeg[end : -len(EOI)])
     return parts
 
@@ -147,7 +147,7 @@ def _joined(found: Scan, scans: list[list[bytes]]) -> bytes:
     out = [SOI]
     for number in numbers:
         table = found.tables[number]
-        out.append(_segment(_DQT, bytes([number | (len(table) == 128) << 4]) + table))
+        out.append(segment(DQT, bytes([number | (len(table) == 128) << 4]) + table))
     ids = [part.id for part in found.components]
     if len(set(ids)) < len(ids):  # only a scan of all components can tell them apart by their order
         ids = list(range(1, len(ids) + 1))
@@ -156,22 +156,7 @@ def _joined(found: Scan, scans: list[list[bytes]]) -> bytes:
         for number, part in zip(ids, found.components, strict=True)
     )
     frame = struct.pack(">BHHB", 8, found.height, found.width, len(found.components)) + parts
-    out.append(_segment(SOF1 if deep else SOF0, frame))
+    out.append(segment(SOF1 if deep else SOF0, frame))
     for number, (*tables, data) in zip(ids, scans, strict=True):
-        out += [*tables, _segment(_SOS, bytes([1, number, 0, 0, 63, 0])), data]
+        out += [*tables, segment(SOS, bytes([1, number, 0, 0, 63, 0])), data]
     return b"".join([*out, EOI])
-
-
-def _header(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
-    """The segments of a JPEG of our own making, up to its first scan: marker, where the body begins and ends."""
-    position = len(SOI)
-    while True:
-        marker, end = jpeg[position + 1], position + 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
-        yield marker, position + 4, end
-        if marker == _SOS:
-            return
-        position = end
-
-
-def _segment(marker: int, body: bytes) -> bytes:
-    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body

@@ -1,8 +1,9 @@
-"""C3: a JPEG's headers, read once from marker to marker; they decide how it is mirrored. ITU-T T.81, annex B."""
+"""C3: a JPEG's segments, read from marker to marker: the headers, which decide how it is mirrored. T.81, annex B."""
 
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +13,7 @@ from safelight.operations.mirror import exif, turbojpeg
 from safelight.operations.mirror.exif import Axis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "ADOBE",
@@ -21,14 +22,22 @@ __all__ = [
     "APP2",
     "APP13",
     "COMMENT",
+    "DHT",
+    "DQT",
     "EOI",
+    "MAX_BODY",
     "SOF0",
     "SOF1",
     "SOI",
+    "SOS",
     "Component",
     "Scan",
     "Segment",
+    "header",
+    "is_metadata",
     "scan",
+    "segment",
+    "without",
 ]
 
 MAX_SEGMENTS = 2_000
@@ -38,7 +47,10 @@ MAX_SCANS = 500
 """Each scan of a progressive picture is a pass over all of it; real ones have about 10."""
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
-SOF0, SOF1 = 0xC0, 0xC1
+MAX_BODY = 65_533
+"""Bytes in a segment behind its length."""
+
+SOF0, SOF1, DHT, SOS, DQT = 0xC0, 0xC1, 0xC4, 0xDA, 0xDB
 APP0, APP1, APP2, APP13, ADOBE, COMMENT = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
 
 # Fill bytes may precede a marker; within entropy-coded data FF is followed by 0 or is a restart marker (D0 to D7).
@@ -47,7 +59,7 @@ _FRAMES = {SOF0: 0, SOF1: 0, 0xC2: turbojpeg.PROGRESSIVE, 0xC9: turbojpeg.ARITHM
 _FRAMES[0xCA] = turbojpeg.PROGRESSIVE | turbojpeg.ARITHMETIC
 _OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF)  # lossless and hierarchical ones
 _ALONE = (0x01, 0xD8)  # markers without a body
-_DHT, _END, _SOS, _DQT = 0xC4, 0xD9, 0xDA, 0xDB
+_END = 0xD9
 
 # The code lengths of the two AC tables of T.81, annex K.3, which libjpeg uses when it does not make its own.
 _STANDARD_LENGTHS = {
@@ -66,7 +78,7 @@ class Component(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """An APPn or a comment: its marker, and where its body lies in the file."""
+    """A segment: its marker, and where its body lies in the file (the marker and the length are the 4 bytes before)."""
 
     marker: int
     start: int
@@ -108,12 +120,12 @@ def scan(image: bytes) -> Scan:
     has_exif = False
     try:
         for segments, (marker, start, end) in enumerate(_segments(image)):
-            if marker == _SOS:
+            if marker == SOS:
                 scans += 1
                 found.has_pixels = True
             elif marker == _END:
                 found.end = end
-            elif marker == COMMENT or marker & 0xF0 == APP0:
+            elif is_metadata(marker):
                 found.metadata.append(Segment(marker, start, end))
                 if marker == APP1 and not has_exif and image.startswith(b"Exif\0\0", start):
                     found.exif, has_exif = exif.read(image[start:end]), True
@@ -129,25 +141,55 @@ def scan(image: bytes) -> Scan:
     return found
 
 
-def _segments(image: bytes) -> Iterator[tuple[int, int, int]]:
-    """Every segment up to the end of the picture: its marker, where its body begins and ends."""
+def header(jpeg: bytes) -> Iterator[Segment]:
+    """The segments of a JPEG up to its first scan's, while each follows on the one before without fill bytes."""
+    position = len(SOI)
+    while position + 4 <= len(jpeg) and jpeg[position] == 0xFF:
+        marker, end = jpeg[position + 1], position + 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+        yield Segment(marker, position + 4, end)
+        if marker == SOS:
+            return
+        position = end
+
+
+def is_metadata(marker: int) -> bool:
+    """Whether it is that of an APPn or a comment."""
+    return marker == COMMENT or marker & 0xF0 == APP0
+
+
+def without(jpeg: bytes, segments: Iterable[Segment]) -> bytes:
+    """The JPEG without these segments, which are in their order."""
+    out, position = [], 0
+    for _, start, end in segments:
+        out.append(jpeg[position : start - 4])
+        position = end
+    return b"".join([*out, jpeg[position:]])
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    """A segment as it is written."""
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+def _segments(image: bytes) -> Iterator[Segment]:
+    """Every segment up to the end of the picture."""
     position = 2
     while (match := _MARKER.search(image, position)) is not None:
         position = match.end()
         marker = image[position - 1]
         if marker == _END:
-            yield marker, position, position
+            yield Segment(marker, position, position)
             return
         if marker not in _ALONE:
             start, position = position + 2, position + (image[position] << 8 | image[position + 1])
-            yield marker, start, position
+            yield Segment(marker, start, position)
 
 
 def _read_header(found: Scan, marker: int, body: bytes) -> None:
-    if marker == _DHT:
+    if marker == DHT:
         if not found.kind & turbojpeg.OPTIMISED and _is_optimised(body):
             found.kind |= turbojpeg.OPTIMISED
-    elif marker == _DQT:
+    elif marker == DQT:
         _read_tables(found, body)
     elif marker in _FRAMES and not found.components:
         if body[0] != 8:

@@ -10,15 +10,12 @@ import struct
 from typing import TYPE_CHECKING
 
 from safelight.operations.mirror import exif
-from safelight.operations.mirror.scan import APP0, APP1, APP13
+from safelight.operations.mirror.scan import APP0, APP1, APP13, MAX_BODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["MAX_BODY", "flipped"]
-
-MAX_BODY = 65_533
-"""Bytes in a segment behind its length."""
+__all__ = ["flipped"]
 
 _PHOTOSHOP, _RESOURCE = b"Photoshop 3.0\0", b"8BIM"
 _THUMBNAILS = (1033, 1036)

@@ -64,7 +64,7 @@ _RLE, _GROUP_3, _GROUP_4, _LZW, _LZMA, _PACKBITS, _ZSTD = 2, 3, 4, 5, 34925, 327
 _DEFLATE = (8, 32946)
 _CCITT = {_RLE: "tiff_ccitt", _GROUP_3: "group3", _GROUP_4: "group4"}
 _LIBTIFF = {_LZW: "tiff_lzw", _PACKBITS: "packbits", _ZSTD: "zstd", **_CCITT}  # as Pillow calls them
-PREDICTED = (_LZW, *_DEFLATE, _LZMA, _ZSTD)  # for all others libtiff ignores the tag
+PREDICTED = (_LZW, *_DEFLATE, _LZMA, _ZSTD)
 """For all others libtiff ignores the tag."""
 _UNCOMPRESSED_MODE = 2  # an extension of both CCITT groups that libtiff cannot read
 _T4_OPTIONS, _T6_OPTIONS, _ROWS_PER_STRIP, _STRIP_OFFSETS, _STRIP_BYTES = 292, 293, 278, 273, 279

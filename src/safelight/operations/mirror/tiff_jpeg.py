@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["flipped"]
 
 _DAMAGED = "The TIFF has JPEG data that are damaged or cut short"
-_DHT, _DQT, _SOS = 0xC4, 0xDB, 0xDA
 _MODES = {(1, False): "L", (1, True): "L", (3, False): "RGB", (3, True): "YCbCr", (4, False): "CMYK"}
 
 
@@ -37,12 +36,6 @@ class _Piece(NamedTuple):
     stream: bytes
     headers: scan.Scan
     metadata: bytes
-
-
-class _Segment(NamedTuple):
-    marker: int
-    start: int  # of the marker
-    end: int
 
 
 def flipped(
@@ -79,12 +72,14 @@ def _read(piece: bytes, tables: bytes) -> _Piece:
         raise ImageError(f"{_DAMAGED}.")
     shared = tables[2:].removesuffix(scan.EOI) if tables.startswith(scan.SOI) else b""
     whole = b"".join([scan.SOI, shared, piece[2:]])
-    metadata = [segment for segment in _segments(whole) if _is_metadata(segment.marker)]
-    stream = _without(whole, metadata)
+    metadata = [segment for segment in scan.header(whole) if scan.is_metadata(segment.marker)]
+    stream = scan.without(whole, metadata)
     headers = scan.scan(stream)
     if headers.end is None:
         stream += scan.EOI  # that alone may be missing; whatever else is, the library warns of
-    own = b"".join(piece[segment.start : segment.end] for segment in _segments(piece) if _is_metadata(segment.marker))
+    own = b"".join(
+        piece[segment.start - 4 : segment.end] for segment in scan.header(piece) if scan.is_metadata(segment.marker)
+    )
     return _Piece(stream, headers, own)
 
 
@@ -160,46 +155,27 @@ def _quantisers(picture: Image.Image, headers: scan.Scan) -> list[list[int]]:
     return [tables[number] for number in numbers]
 
 
-def _segments(jpeg: bytes) -> Iterator[_Segment]:
-    """What stands before the first scan."""
-    at = 2
-    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF and jpeg[at + 1] != _SOS:
-        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-        yield _Segment(jpeg[at + 1], at, end)
-        at = end
-
-
-def _is_metadata(marker: int) -> bool:
-    return marker & 0xF0 == scan.APP0 or marker == scan.COMMENT
-
-
-def _without(jpeg: bytes, segments: Sequence[_Segment]) -> bytes:
-    for segment in reversed(segments):
-        jpeg = jpeg[: segment.start] + jpeg[segment.end :]
-    return jpeg
-
-
 def _trimmed(jpeg: bytes, known: set[bytes], metadata: bytes) -> bytes:
     """A JPEG without tables that are known, with that metadata instead of its own."""
     superfluous = [
         segment
-        for segment in _segments(jpeg)
-        if _is_metadata(segment.marker)
-        or (segment.marker in (_DQT, _DHT) and known.issuperset(_split(jpeg[segment.start : segment.end])))
+        for segment in scan.header(jpeg)
+        if scan.is_metadata(segment.marker)
+        or (segment.marker in (scan.DQT, scan.DHT) and known.issuperset(_split(jpeg[segment.start - 4 : segment.end])))
     ]
-    return scan.SOI + metadata + _without(jpeg, superfluous)[2:]
+    return scan.SOI + metadata + scan.without(jpeg, superfluous)[2:]
 
 
 def _tables(jpeg: bytes) -> Iterator[bytes]:
-    for segment in _segments(jpeg):
-        if segment.marker in (_DQT, _DHT):
-            yield from _split(jpeg[segment.start : segment.end])
+    for segment in scan.header(jpeg):
+        if segment.marker in (scan.DQT, scan.DHT):
+            yield from _split(jpeg[segment.start - 4 : segment.end])
 
 
 def _split(segment: bytes) -> Iterator[bytes]:
     """The tables in a DQT or DHT segment, each with the marker before it to tell them apart."""
     marker, at = segment[1:2], 4
     while at < len(segment):
-        size = 65 + 64 * (segment[at] >> 4) if marker[0] == _DQT else 17 + sum(segment[at + 1 : at + 17])
+        size = 65 + 64 * (segment[at] >> 4) if marker[0] == scan.DQT else 17 + sum(segment[at + 1 : at + 17])
         yield marker + segment[at : at + size]
         at += size

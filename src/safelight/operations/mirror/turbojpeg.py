@@ -104,7 +104,6 @@ class Library:
         self._set = library.tj3Set if self._is_3 else None
         self._init_decompress = library.tjInitDecompress
         self._to_planes = library.tjDecompressToYUVPlanes
-        self._planes_error = library.tjGetErrorStr2
         self._size = ctypes.c_size_t if self._is_3 else ctypes.c_ulong
         self._declare()
 
@@ -128,7 +127,6 @@ class Library:
         ints = ctypes.POINTER(ctypes.c_int)
         planes = [handle, ctypes.c_char_p, ctypes.c_ulong, buffers, ctypes.c_int, ints, ctypes.c_int, ctypes.c_int]
         _typed(self._to_planes, ctypes.c_int, planes)
-        _typed(self._planes_error, ctypes.c_char_p, [handle])
         if self._set is not None:
             _typed(self._set, ctypes.c_int, [handle, ctypes.c_int, ctypes.c_int])
 
@@ -158,7 +156,7 @@ class Library:
             pointers = (ctypes.c_void_p * len(planes))(*map(ctypes.addressof, planes))
             strides = (ctypes.c_int * len(planes))(*(width for width, _ in sizes))
             if self._to_planes(handle, jpeg, len(jpeg), pointers, 0, strides, 0, _LIMIT_SCANS_FLAG):
-                self._raise(handle, self._planes_error)
+                self._raise(handle)
             return [plane.raw for plane in planes]
         finally:
             self._destroy(handle)
@@ -175,15 +173,15 @@ class Library:
             transform = _Transform(op=op, options=options)
             flags = () if self._is_3 else (_LIMIT_SCANS_FLAG,)
             if self._transform(handle, jpeg, len(jpeg), 1, buffer, size, transform, *flags):
-                self._raise(handle, self._error)
+                self._raise(handle)
             return b"" if options & _NO_OUTPUT else ctypes.string_at(buffer, size.value)
         finally:
             self._free(buffer)
             self._destroy(handle)
 
-    def _raise(self, handle: Any, error: Any) -> None:
+    def _raise(self, handle: Any) -> None:
         """Raise what the library complains of, unless it is a harmless warning."""
-        message = error(handle).decode("ascii", "replace")
+        message = self._error(handle).decode("ascii", "replace")
         if any(known in message for known in _UNSUPPORTED):
             raise UnsupportedError(message)
         if self._is_fatal(handle) or not any(known in message for known in _HARMLESS):
