@@ -38,6 +38,27 @@ def wait_until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
         time.sleep(0.01)  # the pace of looking, not a guess at how long something takes
 
 
+def needed(tool: str, package: str) -> str:
+    """The name of a tool that is installed. A person's machine may lack it, then the test is skipped; CI may not."""
+    if shutil.which(tool) is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{tool} is not installed, and in CI nothing may be skipped: apt-get install {package}")
+        pytest.skip(f"{tool} is not installed (apt-get install {package})")
+    return tool
+
+
+def need_judges() -> None:
+    """The tools that `judge.py` asks."""
+    for tool, package in (
+        ("jpegtran", "libjpeg-turbo-progs"),
+        ("exiftool", "libimage-exiftool-perl"),
+        ("pngcheck", "pngcheck"),
+        ("tiffcp", "libtiff-tools"),
+        ("giftopnm", "netpbm"),
+    ):
+        needed(tool, package)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -128,10 +149,8 @@ class BrokerServer:
 @pytest.fixture(params=["embedded", "redis-server"])
 def broker_server(request: pytest.FixtureRequest, runtime_folder: Path) -> Iterator[BrokerServer]:
     """A running server: the embedded Valkey, then Debian's redis-server."""
-    if request.param != "embedded" and shutil.which(request.param) is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{request.param} is not installed, and in CI no broker's tests may be skipped")
-        pytest.skip(f"{request.param} is not installed")
+    if request.param != "embedded":
+        needed(request.param, request.param)
     server = BrokerServer(request.param, Path(tempfile.mkdtemp(dir=runtime_folder)))
     server.start()
     yield server

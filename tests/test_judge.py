@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import struct
 import subprocess
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import judge
 import pytest
+from conftest import need_judges
 from judging import Findings, metadata
 from PIL import Image, ImageOps, PngImagePlugin
 
@@ -23,13 +23,7 @@ XMP = b'http://ns.adobe.com/xap/1.0/\0<Container:Item Semantic="Primary"/><Conta
 
 @pytest.fixture(autouse=True, scope="module")
 def tools() -> None:
-    missing = [
-        name for name in ("jpegtran", "exiftool", "pngcheck", "tiffcp", "giftopnm") if shutil.which(name) is None
-    ]
-    if missing and os.environ.get("CI"):
-        pytest.fail(f"not installed, and in CI no judge may be missing: {missing}")
-    if missing:
-        pytest.skip(f"not installed: {missing}")
+    need_judges()
 
 
 @pytest.fixture(scope="module")

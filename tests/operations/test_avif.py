@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
-import shutil
 import struct
 import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import needed
 from PIL import Image, ImageOps
 
 from safelight.errors import ImageError, TooManyPixelsError
@@ -18,14 +17,6 @@ from safelight.operations.mirror import avif, isobmff
 
 TEST_IMAGE = Path(__file__).parents[2] / "test_image.jpg"
 TURNED_LEFT = b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, 8, 0, 0)
-
-
-def tool(name: str, package: str) -> str:
-    if shutil.which(name) is None:
-        if "CI" in os.environ:
-            pytest.fail(f"{name} is missing: apt-get install {package}")
-        pytest.skip(f"{name} is not installed (apt-get install {package})")
-    return name
 
 
 def scene(size: tuple[int, int] = (64, 48), mode: str = "RGB") -> Image.Image:
@@ -48,7 +39,7 @@ def avifenc(folder: Path, picture: Image.Image, *options: str, inputs: int = 1) 
     for number in range(inputs):
         names.append(str(folder / f"{number}.png"))
         picture.rotate(number).save(names[-1])
-    command = [tool("avifenc", "libavif-bin"), "-s", "10", *options, *names, str(folder / "out.avif")]
+    command = [needed("avifenc", "libavif-bin"), "-s", "10", *options, *names, str(folder / "out.avif")]
     subprocess.run(command, check=True, capture_output=True)
     return (folder / "out.avif").read_bytes()
 
@@ -68,7 +59,7 @@ def shown(data: bytes | None) -> list[Image.Image]:
 
 def shown_by_libheif(folder: Path, data: bytes | None) -> Image.Image:
     (folder / "shown.avif").write_bytes(data or b"")
-    command = [tool("heif-convert", "libheif-examples"), str(folder / "shown.avif"), str(folder / "shown.png")]
+    command = [needed("heif-convert", "libheif-examples"), str(folder / "shown.avif"), str(folder / "shown.png")]
     subprocess.run(command, check=True, capture_output=True)
     with Image.open(folder / "shown.png") as picture:
         return picture.convert("RGBA")

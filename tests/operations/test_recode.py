@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-import math
-import os
-import shutil
 import struct
 import subprocess
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageChops
+from conftest import needed
+from judging import psnr
+from PIL import Image
 
 from safelight.errors import ImageError
 from safelight.operations.mirror import jpeg, scan, turbojpeg
@@ -39,20 +38,11 @@ def opened(data: bytes | None) -> Image.Image:
 
 def cjpeg(picture: Image.Image, *options: str) -> bytes:
     """A picture by an independent encoder, which knows every sampling."""
-    if shutil.which("cjpeg") is None:
-        if "CI" in os.environ:
-            pytest.fail("cjpeg is missing: apt-get install libjpeg-turbo-progs")
-        pytest.skip("cjpeg is not installed (apt-get install libjpeg-turbo-progs)")
     out = io.BytesIO()
     picture.save(out, "PPM")
-    return subprocess.run(["cjpeg", *options], input=out.getvalue(), capture_output=True, check=True).stdout
-
-
-def psnr(one: Image.Image, other: Image.Image) -> float:
-    """The peak signal-to-noise ratio over all bands, in dB."""
-    histogram = ImageChops.difference(one, other).histogram()
-    squares = sum(count * (value % 256) ** 2 for value, count in enumerate(histogram))
-    return 10 * math.log10(255**2 * sum(histogram) / squares) if squares else math.inf
+    return subprocess.run(
+        [needed("cjpeg", "libjpeg-turbo-progs"), *options], input=out.getvalue(), capture_output=True, check=True
+    ).stdout
 
 
 def by_pillow(source: bytes) -> Image.Image:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import io
 import os
-import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from conftest import needed
 from PIL import Image
 
 from safelight.errors import ImageError
@@ -24,12 +24,11 @@ FLIPS = {Axis.HORIZONTAL: "horizontal", Axis.VERTICAL: "vertical"}
 
 def jpegtran(data: bytes, *arguments: str) -> bytes:
     """An independent tool's transform: bytes that are equal exactly if tables, sampling and coefficients are."""
-    if shutil.which("jpegtran") is None:
-        if "CI" in os.environ:
-            pytest.fail("jpegtran is missing: apt-get install libjpeg-turbo-progs")
-        pytest.skip("jpegtran is not installed (apt-get install libjpeg-turbo-progs)")
     done = subprocess.run(
-        ["jpegtran", "-copy", "none", *(arguments or ["-optimize"])], input=data, capture_output=True, check=True
+        [needed("jpegtran", "libjpeg-turbo-progs"), "-copy", "none", *(arguments or ["-optimize"])],
+        input=data,
+        capture_output=True,
+        check=True,
     )
     return done.stdout
 
