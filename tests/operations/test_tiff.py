@@ -1,4 +1,4 @@
-"""TIFFs: made byte by byte by `tiff_files`, or by libtiff's `tiffcp`, and read back by these two; flipped here bit by bit."""
+"""TIFFs: made by `tiff_files` byte by byte, or by libtiff's `tiffcp`, and read back by these; flipped bit by bit."""
 
 from __future__ import annotations
 
