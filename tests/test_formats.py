@@ -85,9 +85,9 @@ def test_a_jpeg_whose_metadata_fills_the_head_has_no_known_dimensions() -> None:
     ids=["segments", "fill", "garbage"],
 )
 def test_a_hostile_head_costs_little(head: bytes) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert formats.dimensions(head, formats.JPEG) is None
-    assert time.perf_counter() - began < 0.1  # it takes 1 to 5 ms
+    assert time.process_time() - began < 0.1  # it takes 1 to 5 ms
 
 
 @given(st.sampled_from(formats.FORMATS), st.binary(max_size=300), st.integers(0, 200))

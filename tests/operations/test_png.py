@@ -269,7 +269,7 @@ def test_methods_that_do_not_exist(methods: tuple[int, int, int]) -> None:
 def test_too_many_pixels_or_frames_are_refused_without_decoding() -> None:
     bomb = zlib.compress(bytes(40_000_000))
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(TooManyPixelsError, match="60,000 x 60,000"):
         png.mirror(SIGNATURE + header + chunk(b"IDAT", bomb) + chunk(b"IEND", b""))
     control = struct.pack(">IIIIIHHBB", 0, 1, 1, 0, 0, 1, 10, 0, 0)
@@ -278,7 +278,7 @@ def test_too_many_pixels_or_frames_are_refused_without_decoding() -> None:
     pixels = chunk(b"fcTL", control) + chunk(b"IDAT", zlib.compress(b"\0\0"))
     with pytest.raises(TooManyFramesError, match="3,000 frames"):
         png.mirror(SIGNATURE + header + pixels + one * 2_999)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 1
 
 
 def test_a_thumbnail_in_a_raw_profile_is_dropped() -> None:

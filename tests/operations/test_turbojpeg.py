@@ -182,13 +182,14 @@ def test_stray_bytes_before_a_marker_do_no_harm(library: turbojpeg.Library) -> N
     assert jpeg.mirror(stray).image == jpeg.mirror(source).image
 
 
-def test_a_flood_of_tiny_segments_is_refused_before_the_library_sees_it(library: turbojpeg.Library) -> None:
+def test_a_flood_of_tiny_segments_is_refused_before_the_library_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
     source, flood = KINDS["baseline-420"], b"\xff\xfe\0\2" * 32_000
+    monkeypatch.setattr(turbojpeg, "find", lambda _=0: pytest.fail("the library would need 800 ms for it"))
     for bomb in (source[:2] + flood + source[2:], source[:-2] + flood + source[-2:]):
-        began = time.perf_counter()
+        began = time.process_time()
         with pytest.raises(ImageError, match="more than 2,000 segments"):
             jpeg.mirror(bomb)
-        assert time.perf_counter() - began < 0.2  # it takes 2 ms; the library would need 800
+        assert time.process_time() - began < 0.4  # it takes 8 ms
 
 
 def test_a_flood_of_scans_is_refused(library: turbojpeg.Library) -> None:
@@ -200,9 +201,9 @@ def test_a_flood_of_scans_is_refused(library: turbojpeg.Library) -> None:
 
 def test_many_segments_are_allowed(library: turbojpeg.Library) -> None:
     source = KINDS["baseline-420"]
-    began = time.perf_counter()
+    began = time.process_time()
     result = jpeg.mirror(source[:2] + b"\xff\xfe\0\3c" * 1_900 + source[2:])
-    assert time.perf_counter() - began < 0.2
+    assert time.process_time() - began < 0.4  # it takes 17 ms
     assert result.image is not None
     assert result.image.count(b"\xff\xfe\0\3c") == 1_900
 
