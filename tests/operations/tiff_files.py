@@ -1,11 +1,20 @@
-"""TIFFs made byte by byte, and read again by these functions alone: what `test_tiff` compares with."""
+"""TIFFs made byte by byte or by libtiff, and read again by these functions alone: what the tests compare with."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import struct
+import subprocess
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from conftest import needed
+from PIL import Image
+
+TEST_IMAGE = Path(__file__).parents[2] / "test_image.jpg"
 
 TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 12: 8, 13: 4, 16: 8}
 CODES = {1: "B", 3: "H", 4: "I", 7: "B", 13: "I", 16: "Q"}
@@ -152,3 +161,49 @@ def tiles(rows: bytes, width: int, bits: int, tile: tuple[int, int]) -> list[byt
         for y in range(0, down, tile[1])
         for x in range(0, across, tile[0])
     ]
+
+
+def scene(size: tuple[int, int] = (96, 64), mode: str = "RGB") -> Image.Image:
+    with Image.open(TEST_IMAGE) as image:
+        return image.resize(size).convert(mode)
+
+
+def tiffcp(data: bytes, *options: str) -> bytes:
+    """The same pictures as libtiff writes them with those options."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "source.tif"), Path(folder, "target.tif")
+        source.write_bytes(data)
+        subprocess.run([needed("tiffcp", "libtiff-tools"), *options, source, target], check=True, capture_output=True)
+        return target.read_bytes()
+
+
+BASES = {
+    "bw": ((75, 50), (1,)),
+    "grey": ((75, 50), (8,)),
+    "rgb": ((75, 50), (8, 8, 8)),
+    "rgba": ((75, 50), (8, 8, 8, 8)),
+    "grey16": ((75, 50), (16,)),
+    "rgb16": ((75, 50), (16, 16, 16)),
+    "rgb32": ((21, 50), (32, 32, 32)),
+    "grey64": ((21, 50), (64,)),
+    "planes16": ((75, 50), (16, 16, 16)),
+}
+
+
+@functools.cache
+def base(name: str, *, is_float: bool = False, orientation: int = 1) -> bytes:
+    """A picture without compression: half a smooth one and half noise."""
+    size, bits = BASES[name]
+    depth = sum(bits)
+    rows = noise(size[0], size[1], depth)
+    if name == "bw":
+        rows = scene(size, "1").tobytes()
+    elif bits[0] == 8:
+        smooth = scene(size, {1: "L", 3: "RGB", 4: "RGBA"}[len(bits)]).tobytes()
+        rows = smooth[: len(smooth) // 2] + rows[len(smooth) // 2 :]
+    page = page_of([rows], size, bits, rows=size[1], orientation=orientation)
+    if name == "planes16":
+        page = page_of(strips(rows, 2 * size[0], size[1]), size, bits, rows=size[1], orientation=orientation, planar=2)
+    if is_float:
+        page.tags[339] = (3, [3] * len(bits))
+    return written([page])

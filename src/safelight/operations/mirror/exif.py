@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Axis", "Exif", "read", "with_thumbnail", "without_thumbnail"]
+__all__ = ["BYTE_ORDERS", "Axis", "Exif", "read", "with_thumbnail", "without_thumbnail"]
+
+BYTE_ORDERS = {b"II": "<", b"MM": ">"}
+"""How a TIFF begins, and whatever is built like one -> the order of bytes in its numbers, as `struct` has it."""
 
 _PREFIX = b"Exif\0\0"  # begins it in a JPEG always, in WebP and PNG sometimes
 _ORIENTATION, _THUMBNAIL, _THUMBNAIL_BYTES = 0x0112, 0x0201, 0x0202
@@ -27,6 +30,11 @@ class Axis(enum.Enum):
     HORIZONTAL = "horizontal"
     VERTICAL = "vertical"
 
+    @classmethod
+    def of(cls, orientation: int) -> Axis:
+        """Orientations 5 to 8 swap the axes when the picture is displayed; the tag stays true either way."""
+        return cls.VERTICAL if 5 <= orientation <= 8 else cls.HORIZONTAL
+
 
 class Exif(NamedTuple):
     """The orientation (1 to 8; 0 if there is none), and where the offset of the thumbnail's directory stands."""
@@ -36,8 +44,8 @@ class Exif(NamedTuple):
 
     @property
     def axis(self) -> Axis:
-        """Orientations 5 to 8 swap the axes when the picture is displayed; the tag stays true either way."""
-        return Axis.VERTICAL if self.orientation >= 5 else Axis.HORIZONTAL
+        """Along which the picture is to be flipped."""
+        return Axis.of(self.orientation)
 
 
 class _Entry(NamedTuple):
@@ -103,7 +111,7 @@ def with_thumbnail(exif: bytes, flip: Callable[[bytes], bytes | None], limit: in
 def _order(exif: bytes) -> tuple[str, int]:
     """The byte order ("" if this is no EXIF), and where offsets count from."""
     start = len(_PREFIX) if exif.startswith(_PREFIX) else 0
-    return {b"II": "<", b"MM": ">"}.get(exif[start : start + 2], ""), start
+    return BYTE_ORDERS.get(exif[start : start + 2], ""), start
 
 
 def _directory(exif: bytes, order: str, start: int, offset_at: int) -> Iterator[_Entry]:

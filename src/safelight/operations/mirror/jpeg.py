@@ -65,10 +65,10 @@ def _flip_part(source: bytes, part: pictures.Part, first: Scan) -> _Flipped:
     What is no picture, or a damaged one, stays as it is.
     """
     copied = _Flipped(source, "")
-    if not part.is_picture:
+    found = part.found
+    if found is None:
         return copied
     try:
-        found = scan(source)
         has_own_axis = found.exif.orientation and not part.follows_first
         axis = (found if has_own_axis else first).exif.axis
         flipped = _flip(source, found, axis)

@@ -14,6 +14,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from safelight.errors import ImageError
+from safelight.operations.mirror.exif import BYTE_ORDERS
 from safelight.operations.mirror.scan import APP1, APP2, MAX_BODY, SOI, scan, segment
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _LENGTH = re.compile(rb"""Item:(Length|Padding)(?:\s*=\s*["']|>)(\d{1,10})""")
 
 
 class Part(NamedTuple):
-    """A stretch of the file: a picture, or what lies behind one.
+    """A stretch of the file: a picture, with what its headers say, or what lies behind one (None).
 
     `follows_first` says that it is stored as the first picture is, whatever orientation it tells: a gain map.
     `must_fit` that it has to keep its length, since records behind it may count on that.
@@ -41,7 +42,7 @@ class Part(NamedTuple):
 
     start: int
     end: int
-    is_picture: bool
+    found: Scan | None
     follows_first: bool = False
     must_fit: bool = False
 
@@ -67,31 +68,34 @@ class _Length(NamedTuple):
 
 def split(image: bytes, first: Scan) -> list[Part]:
     """The file in its parts, in order, without gaps: the first picture, and what follows it."""
-    parts = [Part(0, len(image) if first.end is None else first.end, is_picture=True)]
+    parts = [Part(0, len(image) if first.end is None else first.end, first)]
     if parts[0].end == len(image):
         return parts
     kinds = {entry.start: entry.kind for entry in _index(image, first)}
     listed = kinds.keys() | {length.start for length in _lengths(image, first)}
     while (position := parts[-1].end) < len(image):
         start = _next_picture(image, position, kinds) if len(parts) < _MAX_PICTURES else None
-        end = None if start is None else _end_of_picture(image, start)
-        if start is None or end is None:
-            parts.append(Part(position, len(image), is_picture=False))
+        whole = None if start is None else _whole_picture(image, start)
+        if start is None or whole is None:
+            parts.append(Part(position, len(image), None))
             break
+        found, end = whole
         if start > position:
-            parts.append(Part(position, start, is_picture=False))
+            parts.append(Part(position, start, None))
         must_fit = start not in listed and bool(image[end:].strip(b"\0\xff"))
-        parts.append(Part(start, end, is_picture=True, follows_first=not kinds.get(start), must_fit=must_fit))
+        parts.append(Part(start, end, found, follows_first=not kinds.get(start), must_fit=must_fit))
     return parts
 
 
 def joined(image: bytes, first: Scan, parts: list[Part], written: list[bytes]) -> bytes:
     """The file of the written parts, its indices true again."""
-    if len(parts) == 1 and _named(image, first, APP2, _MPF) is None:
+    has_index = _named(image, first, APP2, _MPF) is not None
+    if len(parts) == 1 and not has_index:
         return written[0]  # almost every file: nothing points at anything
-    out = [_with_lengths(image, first, parts, written), *written[1:]]
-    is_listed = _named(image, first, APP2, _MPF) is not None or bool(_lengths(image, first))
-    if len(parts) == 2 and (out[1].startswith(b"\0") or (parts[1].is_picture and not is_listed)):
+    lengths = _lengths(image, first)
+    out = [_with_lengths(lengths, parts, written), *written[1:]]
+    is_listed = has_index or bool(lengths)
+    if len(parts) == 2 and (out[1].startswith(b"\0") or (parts[1].found and not is_listed)):
         # What follows may be pointed at by its place in the file: the padding before it gives way.
         records = out[1].lstrip(b"\0")
         padding = len(out[1]) - len(records) - (len(out[0]) - parts[0].end)
@@ -107,12 +111,13 @@ def _next_picture(image: bytes, position: int, kinds: dict[int, int]) -> int | N
     return min((start for start in kinds if start >= position and image.startswith(SOI, start)), default=None)
 
 
-def _end_of_picture(image: bytes, start: int) -> int | None:
+def _whole_picture(image: bytes, start: int) -> tuple[Scan, int] | None:
+    """The headers of the picture that begins there, and where it ends; None if it is damaged or cut short."""
     try:
         found = scan(image[start:])
     except ImageError:
         return None
-    return None if found.end is None else start + found.end
+    return None if found.end is None else (found, start + found.end)
 
 
 def _moved(start: int, end: int, parts: list[Part], written: list[bytes]) -> tuple[int, int] | None:
@@ -124,7 +129,7 @@ def _moved(start: int, end: int, parts: list[Part], written: list[bytes]) -> tup
     for number, (part, data) in enumerate(zip(parts, written, strict=True)):
         if part.start == start:
             behind = parts[number + 1 : number + 2]
-            may_end = behind[0].end if behind and not behind[0].is_picture else part.end
+            may_end = behind[0].end if behind and behind[0].found is None else part.end
             padding = end - part.end if part.end < end <= may_end else 0
             return position, position + len(data) + padding
         position += len(data)
@@ -143,7 +148,7 @@ def _index(image: bytes, found: Scan) -> Iterator[_Entry]:
         return
     base = place.start + len(_MPF)
     index = image[base : place.end]
-    order = {b"II": "<", b"MM": ">"}.get(index[:2])
+    order = BYTE_ORDERS.get(index[:2])
     if order is None:
         return
     try:
@@ -196,13 +201,13 @@ def _lengths(image: bytes, found: Scan) -> list[_Length]:
     return lengths
 
 
-def _with_lengths(image: bytes, first: Scan, parts: list[Part], written: list[bytes]) -> bytes:
+def _with_lengths(lengths: list[_Length], parts: list[Part], written: list[bytes]) -> bytes:
     """The first picture as written, with the lengths of the others in its XMP directory as they are now."""
     place = _named(written[0], scan(written[0]), APP1, _XMP)
     if place is None:
         return written[0]
     xmp = written[0][place.start : place.end]
-    for length in reversed(_lengths(image, first)):
+    for length in reversed(lengths):
         if (moved := _moved(length.start, length.end, parts, written)) is not None:
             xmp = xmp[: length.at] + b"%d" % (moved[1] - moved[0]) + xmp[length.at + length.digits :]
     if len(xmp) > MAX_BODY:

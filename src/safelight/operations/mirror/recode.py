@@ -18,14 +18,12 @@ from PIL import Image, ImageChops, JpegImagePlugin
 from safelight.errors import ImageError
 from safelight.operations.mirror import pixels, turbojpeg
 from safelight.operations.mirror.exif import Axis
-from safelight.operations.mirror.scan import ADOBE, DHT, DQT, EOI, SOF0, SOF1, SOI, SOS, header, segment
+from safelight.operations.mirror.scan import DHT, DQT, EOI, SOF0, SOF1, SOI, SOS, adobe, header, segment
 
 if TYPE_CHECKING:
     from safelight.operations.mirror.scan import Component, Scan
 
 __all__ = ["recode"]
-
-_UNCONVERTED = b"Adobe\0\x64\0\0\0\0\0"  # a colour transform of 0: the components are the colours
 
 
 def recode(bare: bytes, found: Scan, axis: Axis) -> bytes:
@@ -91,7 +89,7 @@ def _planes_by_pillow(bare: bytes, found: Scan, sizes: list[tuple[int, int]]) ->
     if len(found.components) not in (1, 3, 4):
         raise ImageError(f"JPEGs of {len(found.components)} components cannot be processed.")
     if len(found.components) > 1:
-        bare = SOI + segment(ADOBE, _UNCONVERTED) + bare[len(SOI) :]
+        bare = SOI + adobe(0) + bare[len(SOI) :]
     with pixels.open_picture(bare, "JPEG") as picture:
         planes = list(picture.split())
     if len(planes) == 4:  # Pillow reads Adobe's CMYK as inverted

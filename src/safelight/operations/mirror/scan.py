@@ -33,6 +33,7 @@ __all__ = [
     "Component",
     "Scan",
     "Segment",
+    "adobe",
     "header",
     "is_metadata",
     "scan",
@@ -42,9 +43,6 @@ __all__ = [
 
 MAX_SEGMENTS = 2_000
 """libjpeg keeps segments in a list that it walks for each new one: 2,000 take 3 ms, 32,000 almost 1 s."""
-
-MAX_SCANS = 500
-"""Each scan of a progressive picture is a pass over all of it; real ones have about 10."""
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 MAX_BODY = 65_533
@@ -131,8 +129,8 @@ def scan(image: bytes) -> Scan:
                     found.exif, has_exif = exif.read(image[start:end]), True
             else:
                 _read_header(found, marker, image[start:end])
-            if segments > MAX_SEGMENTS or scans > MAX_SCANS:
-                raise ImageError(f"The JPEG has more than {MAX_SEGMENTS:,} segments or {MAX_SCANS} scans.")
+            if segments > MAX_SEGMENTS or scans > turbojpeg.MAX_SCANS:
+                raise ImageError(f"The JPEG has more than {MAX_SEGMENTS:,} segments or {turbojpeg.MAX_SCANS} scans.")
     except IndexError:
         raise ImageError("The JPEG is damaged or cut short: a header says too little.") from None
     if not (found.has_pixels and found.components):
@@ -169,6 +167,11 @@ def without(jpeg: bytes, segments: Iterable[Segment]) -> bytes:
 def segment(marker: int, body: bytes) -> bytes:
     """A segment as it is written."""
     return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+def adobe(transform: int) -> bytes:
+    """Adobe's segment: 0 says that the components are the colours, 1 that they are YCbCr."""
+    return segment(ADOBE, b"Adobe\0\x64\0\0\0\0" + bytes([transform]))
 
 
 def _segments(image: bytes) -> Iterator[Segment]:

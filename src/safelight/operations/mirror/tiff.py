@@ -11,13 +11,15 @@ TIFF 6.0: https://www.itu.int/itudoc/itu-t/com16/tiff-fx/docs/tiff6.pdf
 
 from __future__ import annotations
 
+import functools
+
 from safelight import formats
 from safelight.errors import ImageError
 from safelight.operations import Result
 from safelight.operations.mirror import pixels, tiff_codecs, tiff_jpeg, tiff_predictor
 from safelight.operations.mirror.exif import Axis
 from safelight.operations.mirror.tiff_file import TiffFile
-from safelight.operations.mirror.tiff_grid import Codec, Grid
+from safelight.operations.mirror.tiff_grid import Codec, Flip, Grid
 from safelight.operations.mirror.tiff_page import (
     JPEG,
     STRIPS,
@@ -86,11 +88,12 @@ def _flipped(plan: Plan, total: int) -> tuple[list[bytes], bool]:
     all_exact = True
     for grid in plan.grids:
         group = old[len(pieces) : len(pieces) + grid.across * grid.down]
+        flip = functools.partial(_flip, grid, plan.unit, plan.page.axis)
         if plan.page.compression == JPEG:
-            new, exact = _flipped_jpegs(plan.page, grid, group)
+            new, exact = _flipped_jpegs(plan.page, grid, group, flip)
             all_exact = all_exact and exact
         else:
-            new = _flipped_plane(plan, grid, group, total)
+            new = _flipped_plane(plan, grid, group, flip, total)
         pieces += new
     if plan.page.compression == UNCOMPRESSED:  # some have more than their rows need, which is kept
         pieces = [piece + before[len(piece) :] for piece, before in zip(pieces, old, strict=True)]
@@ -114,7 +117,7 @@ def _flip(grid: Grid, unit: Unit, axis: Axis, rows: bytes, height: int) -> bytes
     return bytes(out)
 
 
-def _flipped_plane(plan: Plan, grid: Grid, pieces: list[bytes], total: int) -> list[bytes]:
+def _flipped_plane(plan: Plan, grid: Grid, pieces: list[bytes], flip: Flip, total: int) -> list[bytes]:
     page, compression = plan.page, plan.page.compression
     if compression in _FAX and grid.bits != 1:
         raise ImageError("The TIFF has fax compression for pixels that are not black or white.")
@@ -130,10 +133,7 @@ def _flipped_plane(plan: Plan, grid: Grid, pieces: list[bytes], total: int) -> l
     codec = Codec(
         lambda group, rows: tiff_codecs.decoded(group, layout, rows), lambda raw: tiff_codecs.encoded(raw, layout)
     )
-    axis = page.axis
-    return grid.flipped(
-        pieces, codec, lambda rows, height: _flip(grid, plan.unit, axis, rows, height), whole=axis is Axis.VERTICAL
-    )
+    return grid.flipped(pieces, codec, flip, whole=page.axis is Axis.VERTICAL)
 
 
 def _predictor(plan: Plan, grid: Grid) -> tiff_predictor.Predictor:
@@ -149,11 +149,7 @@ def _predictor(plan: Plan, grid: Grid) -> tiff_predictor.Predictor:
     return predictor
 
 
-def _flipped_jpegs(page: Page, grid: Grid, pieces: list[bytes]) -> tuple[list[bytes], bool]:
-    axis, tables = page.axis, bytes(page.numbers(_JPEG_TABLES))
+def _flipped_jpegs(page: Page, grid: Grid, pieces: list[bytes], flip: Flip) -> tuple[list[bytes], bool]:
     is_ycbcr = page.photometric == YCBCR and not page.is_planar
-
-    def flip(rows: bytes, height: int) -> bytes:
-        return pixels.flip_rows(rows, grid.width, height, grid.bits, axis)
-
-    return tiff_jpeg.flipped(pieces, grid, axis, flip, tables=tables, is_ycbcr=is_ycbcr)
+    tables = bytes(page.numbers(_JPEG_TABLES))
+    return tiff_jpeg.flipped(pieces, grid, page.axis, flip, tables=tables, is_ycbcr=is_ycbcr)

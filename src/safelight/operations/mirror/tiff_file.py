@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from safelight import formats
 from safelight.errors import ImageError
+from safelight.operations.mirror import exif
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -73,7 +74,7 @@ class TiffFile:
 
     def __init__(self, image: bytes) -> None:
         self.image = image
-        self.order = {b"II": "<", b"MM": ">"}.get(image[:2], "")
+        self.order = exif.BYTE_ORDERS.get(image[:2], "")
         magic = self._number("H", 2) if self.order else 0
         if magic not in (42, 43) or (magic == 43 and (self._number("H", 4), self._number("H", 6)) != (8, 0)):
             raise ImageError("The TIFF's header is damaged.")

@@ -136,7 +136,7 @@ def _codec(pieces: list[_Piece], grid: Grid, mode: str, known: set[bytes]) -> Co
 
 def _decoded(piece: _Piece, grid: Grid, mode: str, rows: int) -> bytes:
     """A piece's components, unconverted: an Adobe marker says that they are what they are to be decoded as."""
-    adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([mode == "YCbCr"])
+    adobe = scan.adobe(1 if mode == "YCbCr" else 0)
     with pixels.open_picture(scan.SOI + adobe + piece.stream[2:], "JPEG") as picture:
         if mode == "YCbCr":
             picture.draft(mode, picture.size)

@@ -78,7 +78,7 @@ class Page:
     @property
     def axis(self) -> Axis:
         """Along which it is to be flipped."""
-        return Axis.VERTICAL if 5 <= self.number(_ORIENTATION, 1) <= 8 else Axis.HORIZONTAL
+        return Axis.of(self.number(_ORIENTATION, 1))
 
     @property
     def size(self) -> tuple[int, int]:

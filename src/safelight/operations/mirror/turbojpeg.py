@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARITHMETIC",
+    "MAX_SCANS",
     "OPTIMISED",
     "PROGRESSIVE",
     "DamageError",
@@ -43,15 +44,17 @@ __all__ = [
     "open_library",
 ]
 
+MAX_SCANS = 500
+"""Each scan of a progressive picture is a pass over all of it; real ones have about 10. Fixed in a 2.x library."""
+
 PROGRESSIVE, ARITHMETIC, OPTIMISED = 32, 128, 256  # TJXOPT_…; a 2.x library knows only the first, and ignores the rest
 
 _PERFECT, _NO_OUTPUT, _COPY_NONE = 1, 16, 64
 _FLIPS = {Axis.HORIZONTAL: 1, Axis.VERTICAL: 2}  # TJXOP_HFLIP, TJXOP_VFLIP
 _INIT_TRANSFORM = 2
 _NEWER = OPTIMISED | ARITHMETIC  # what a 2.x library ignores
-_MAX_SCANS = 500
-_LIMIT_SCANS_FLAG = 32768  # TJFLAG_LIMITSCANS of 2.1: the same 500
-_LIMITS = {13: _MAX_SCANS, 23: 2048, 24: formats.MAX_PIXELS}  # TJPARAM_SCANLIMIT, _MAXMEMORY (MB), _MAXPIXELS
+_LIMIT_SCANS_FLAG = 32768  # TJFLAG_LIMITSCANS of 2.1
+_LIMITS = {13: MAX_SCANS, 23: 2048, 24: formats.MAX_PIXELS}  # TJPARAM_SCANLIMIT, _MAXMEMORY (MB), _MAXPIXELS
 
 # Neither changes a coefficient: stray bytes between segments, and labels that a decoder has to guess.
 _HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "Unknown Adobe color transform")
