@@ -15,6 +15,7 @@ from safelight import __version__, formats, settings
 from safelight.errors import ConfigurationError, MalformedMessageError, SafelightError
 from safelight.gateway import app as module
 from safelight.gateway.app import App
+from safelight.gateway.request import REQUEST_ID
 from safelight.gateway.store import NAME
 
 if TYPE_CHECKING:
@@ -104,8 +105,9 @@ def test_the_document_is_of_this_version() -> None:
 def test_every_route_is_described_and_nothing_else() -> None:
     nothing: Any = None
     app = App(settings.Gateway(), dispatch=nothing, workers=nothing, admission=nothing, store=nothing, metrics=nothing)
-    routes: Any = app._routes.routes
-    served = {(route.path.replace(":path", ""), method) for route in routes for method in route.methods - {"HEAD"}}
+    served = {
+        ("/images/{name}" if path == module.IMAGES else path, method) for path, (method, _) in app._routes.items()
+    }
     described = {(path, method.upper()) for path, methods in DOCUMENT["paths"].items() for method in methods}
     assert served == described
 
@@ -133,7 +135,7 @@ def test_parameters_have_the_bounds_of_the_code() -> None:
     assert ",".join(operations["default"]) == module.DEFAULT_OPERATIONS
     assert (operations["maxItems"], operations["items"]["maxLength"]) == (module.MAX_OPERATIONS, module.MAX_NAME)
     assert (timeout["default"], timeout["maximum"]) == (module.DEFAULT_TIMEOUT, module.LONGEST_TIMEOUT)
-    assert request_id["pattern"] == f"^{module.REQUEST_ID.pattern}$"
+    assert request_id["pattern"] == f"^{REQUEST_ID.pattern}$"
     name = DOCUMENT["paths"]["/images/{name}"]["get"]["parameters"][0]["schema"]["pattern"]
     assert name == f"^{NAME.pattern}$"
 

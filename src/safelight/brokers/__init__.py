@@ -8,22 +8,23 @@ connection comes back by itself. A delivery belongs to the worker that holds it 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from msgspec import Struct
+
 from safelight.errors import ConfigurationError
+from safelight.message import Job  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from safelight.message import Job, Presence, Quarantined, Reply
+    from safelight.message import Presence, Quarantined, Reply
 
 __all__ = ["Broker", "Delivery", "Renewed", "open_broker"]
 
 
-@dataclass(frozen=True, eq=False)
-class Delivery:
+class Delivery(Struct, frozen=True, eq=False):
     """A job under lease, the attempts that were spent on it, and the broker's own handle of it."""
 
     job: Job

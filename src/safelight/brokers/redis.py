@@ -76,6 +76,7 @@ WORKERS_MS = 60_000
 JOBS_MS = 3_600_000  # a system that nobody runs any more leaves nothing behind
 OLDEST_JOB_MS = 360_000  # the longest timeout is 300 s; what is older has been answered
 READ_COUNT = 64
+BIG_VALUE_BYTES = 16 * 1024  # so much is not copied to be written
 QUARANTINE_JOBS = 100
 QUARANTINE_BYTES = 256 * 1024 * 1024
 QUARANTINE_MS = 7 * 24 * 3_600_000
@@ -102,8 +103,24 @@ def _ours(error: Exception) -> SafelightError:
     return InternalError(f"the broker answered: {error}")
 
 
+def _packed(commands: Sequence[Command]) -> list[bytes]:
+    """Commands as they are written, in pieces; a big last argument is a piece of its own, so that it is not copied."""
+    pieces: list[bytes] = []
+    small: list[bytes] = []
+    for command in commands:
+        last = command[-1]
+        if isinstance(last, bytes) and len(last) >= BIG_VALUE_BYTES:
+            small += [hiredis.pack_command((*command[:-1], b"")).removesuffix(b"$0\r\n\r\n"), b"$%d\r\n" % len(last)]
+            pieces += [b"".join(small), last]
+            small = [b"\r\n"]
+        else:
+            small.append(hiredis.pack_command(command))
+    return [*pieces, b"".join(small)]
+
+
 class _Line(asyncio.Protocol):
-    """One connection: commands are written as they come, and answers return in their order.
+    """One connection: commands are written in their order, those of one turn of the event loop together, and answers
+    return in that order.
 
     The driver makes it (sockets, TLS, user, password and database are its work); then its transport is read here, since
     the driver's command layer and its streams cost several times as much for each job (`docs/why.md`).
@@ -116,6 +133,8 @@ class _Line(asyncio.Protocol):
         self._parser = hiredis.Reader(notEnoughData=NOT_YET)
         self._waiting: deque[tuple[int, float, asyncio.Future[list[Any]]]] = deque()
         self._batch: list[Any] = []
+        self._unwritten: list[bytes] = []
+        self._loop = asyncio.get_running_loop()
         self._watch: asyncio.TimerHandle | None = None
         self._lost = asyncio.Event()
         self._transport.set_protocol(self)
@@ -127,13 +146,20 @@ class _Line(asyncio.Protocol):
 
     def write(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         """Write `commands`; their answers, errors among them as values, or `BrokerAwayError` if they do not come."""
-        loop = asyncio.get_running_loop()
-        answers: asyncio.Future[list[Any]] = loop.create_future()
-        self._waiting.append((len(commands), loop.time() + self._patience, answers))
-        self._transport.writelines([hiredis.pack_command(command) for command in commands])
+        answers: asyncio.Future[list[Any]] = self._loop.create_future()
+        self._waiting.append((len(commands), self._loop.time() + self._patience, answers))
+        if not self._unwritten:
+            self._loop.call_soon(self.flush)
+        self._unwritten += _packed(commands)
         if self._watch is None:
-            self._watch = loop.call_later(self._patience, self._look)
+            self._watch = self._loop.call_later(self._patience, self._look)
         return answers
+
+    def flush(self) -> None:
+        """Hand what waits to be written to the system, now and not at the end of this turn."""
+        if self._unwritten:
+            self._transport.writelines(self._unwritten)
+            self._unwritten = []
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -162,12 +188,11 @@ class _Line(asyncio.Protocol):
         """End a connection whose oldest batch was not answered in time: it is half open."""
         self._watch = None
         if self._waiting:
-            loop = asyncio.get_running_loop()
-            left = self._waiting[0][1] - loop.time()
+            left = self._waiting[0][1] - self._loop.time()
             if left <= 0:
                 self._transport.abort()
             else:
-                self._watch = loop.call_later(left, self._look)
+                self._watch = self._loop.call_later(left, self._look)
 
     async def close(self) -> None:
         """Close; done when the socket is (TLS takes its leave first)."""
@@ -201,7 +226,9 @@ class _Pipe:
 
     async def post(self, *commands: Command) -> None:
         """Write `commands` and leave their answers unread: once written they arrive, even if this process dies."""
-        (await self._connected()).write(commands).add_done_callback(_ignore)
+        line = await self._connected()
+        line.write(commands).add_done_callback(_ignore)
+        line.flush()
 
     async def _connected(self) -> _Line:
         if self._line is None or not self._line.is_open:
@@ -395,8 +422,11 @@ class RedisBroker:
                 yield delivery
 
     async def _next(self) -> Delivery | None:
-        command = ("XREADGROUP", "GROUP", GROUP, self._worker, "COUNT", 1, "BLOCK", BLOCK_MS, "STREAMS", JOBS, ">")
-        [answer] = await self._blocking.call(command)
+        """The next job: one that waits, asked for in the same write as the reply before it; else the first to come."""
+        ask: Command = ("XREADGROUP", "GROUP", GROUP, self._worker, "COUNT", 1)
+        [answer] = await self._pipe.call((*ask, "STREAMS", JOBS, b">"))
+        if answer is None:
+            [answer] = await self._blocking.call((*ask, "BLOCK", BLOCK_MS, "STREAMS", JOBS, b">"))
         if await self._group_was_gone(answer) or not answer:
             return None
         entry, fields = answer[0][1][0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from safelight.errors import NotAcceptableError
 
-__all__ = ["Wanted"]
+__all__ = ["Wanted", "wanted"]
 
 
 class Wanted:
@@ -35,6 +37,12 @@ class Wanted:
             if weights:
                 return max(weights)
         return 0.0
+
+
+@lru_cache(maxsize=256)  # a client sends the same one each time
+def wanted(accept: str) -> Wanted:
+    """What a client wants; `accept` is its header's value, empty if there is none."""
+    return Wanted(accept)
 
 
 def _range(part: str) -> tuple[str, float]:

@@ -23,6 +23,7 @@ from safelight.errors import (
     SafelightError,
 )
 from safelight.gateway.app import error_body
+from safelight.gateway.request import CONNECTION_LOST
 from safelight.message import new_id
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ HEADER_SECONDS = 10.0
 DISCARD_BYTES = 64 * 1024 * 1024  # of a refused body that is read over, so that its sender gets to read the refusal
 DISCARD_SECONDS = 60.0
 LINGER_SECONDS = 5.0  # RFC 9112, 9.6: closing on unread bytes resets the connection, and the answer may be lost
+BUFFERED_BODY_BYTES = 256 * 1024  # uvicorn's 64 KB stop and start reading for most photos, two system calls each time
 STALLED_SECONDS = 30.0  # without a byte taken by a client that is sent an answer
 KEEP_ALIVE_SECONDS = 65  # above the 60 s of common load balancers, so that they close first
 
@@ -61,12 +63,14 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._lost: asyncio.Future[None] = self.loop.create_future()
         self._set_timer(HEADER_SECONDS, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._set_timer()
         self._taken()
         super().connection_lost(exc)
+        self._lost.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
@@ -99,6 +103,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["extensions"] = {CONNECTION_LOST: self._lost}  # type: ignore[dict-item]
         self._header_bytes = self._raw_bytes = self._discarded = 0
         self._set_timer(HEADER_SECONDS, self._too_slow)
 
@@ -137,8 +142,11 @@ class Protocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._raw_bytes = 0
         if self.cycle.response_complete:
-            self._discard(body)
-        super().on_body(body)
+            return self._discard(body)
+        self.cycle.body += body
+        if len(self.cycle.body) > BUFFERED_BODY_BYTES:
+            self.flow.pause_reading()
+        return self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         self._raw_bytes = 0

@@ -24,16 +24,20 @@ from safelight.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Callable, Iterator
 
-    from safelight.formats import Format
+    from starlette.types import Receive
 
-__all__ = ["FORM_OVERHEAD", "Upload", "too_large"]
+__all__ = ["FORM_OVERHEAD", "ClientLeftError", "Upload", "too_large"]
 
 FIELD = "image"
 FORM_OVERHEAD = 64 * 1024  # bytes of a form beside its image: boundaries, headers, other fields
 MAX_PARTS = 64
 SLOWEST_RATE = 64 * 1024  # bytes a second, once `body_timeout` is over
+
+
+class ClientLeftError(Exception):
+    """The client closed its connection before it was answered."""
 
 
 class Upload:
@@ -48,21 +52,27 @@ class Upload:
         self._grow = grow
         self._chunks: list[bytes] = []
         self._size = 0
-        self._format: Format | None = None
+        self._is_seen = False
 
-    async def read(self, chunks: AsyncIterator[bytes], timeout: float) -> tuple[bytes, Format]:
-        """The whole image and its format, `timeout` seconds being the request's.
+    async def read(self, receive: Receive, timeout: float) -> bytes:
+        """The whole image, of an allowed format; `receive` is ASGI's, `timeout` the request's, in seconds.
 
-        Errors are those of DESIGN's 400, 408, 413, 415, 422, 503 and 504.
+        Errors are those of DESIGN's 400, 408, 413, 415, 422, 503 and 504, and `ClientLeftError`.
         """
         begun = asyncio.get_running_loop().time()
         deadline, received = begun + timeout, 0
         slowest = begun + self._body_timeout
         try:
             async with asyncio.timeout_at(min(slowest, deadline)) as limit:
-                while chunk := await anext(chunks, b""):
-                    received += len(chunk)
-                    self._feed(chunk, received)
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientLeftError
+                    if chunk := message.get("body"):
+                        received += len(chunk)
+                        self._feed(chunk, received)
+                    if not message.get("more_body"):
+                        break
                     slowest = begun + self._body_timeout + received / SLOWEST_RATE
                     limit.reschedule(min(slowest, deadline))
         except TimeoutError:
@@ -79,19 +89,20 @@ class Upload:
                 raise too_large(self._max_bytes)
             self._grow("bytes", self._size)
             self._chunks.append(piece)
-        if self._format is None and self._size >= formats.HEAD_BYTES:
+        if not self._is_seen and self._size >= formats.HEAD_BYTES:
             self._look()
 
-    def _finish(self) -> tuple[bytes, Format]:
+    def _finish(self) -> bytes:
         self._parts.close()
         if not self._size:
             raise EmptyImageError
-        image_format = self._format or self._look()
-        return (self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)), image_format
+        if not self._is_seen:
+            self._look()
+        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
 
-    def _look(self) -> Format:
+    def _look(self) -> None:
         """Refuse what is not an image that we take, or has too many pixels; hold room for its pixels."""
-        head = b"".join(self._chunks)[: formats.HEAD_BYTES]
+        head = self._chunks[0] if len(self._chunks[0]) >= formats.HEAD_BYTES else b"".join(self._chunks)
         found = formats.sniff(head)
         if found is None:
             raise UnsupportedFormatError
@@ -99,8 +110,7 @@ class Upload:
         if size is not None:
             formats.check_dimensions(*size)
             self._grow("pixels", size[0] * size[1])
-        self._format = found
-        return found
+        self._is_seen = True
 
 
 def too_large(max_bytes: int) -> TooLargeError:

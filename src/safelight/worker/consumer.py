@@ -45,6 +45,7 @@ class _Held:
     task: asyncio.Task[None] | None = None
     running: bool = False
     withdrawn: bool = False
+    has_place: bool = True  # among those that are worked on or wait for it
 
 
 class Consumer:
@@ -110,6 +111,11 @@ class Consumer:
             log.warning("job %s is left to its lease: the broker is away", job.id)
         finally:
             self._held.pop(held.delivery.handle, None)
+            self._leave_place(held)
+
+    def _leave_place(self, held: _Held) -> None:
+        if held.has_place:
+            held.has_place = False
             self._room.release()
 
     async def _do(self, held: _Held) -> None:
@@ -188,14 +194,21 @@ class Consumer:
         await self._patiently(held, lambda: self._broker.quarantine(held.delivery, record, reply))
 
     async def _patiently(self, held: _Held, send: Callable[[], Awaitable[None]]) -> None:
-        """Send what is done; while the broker is away, try again until nobody waits for it any more."""
+        """Send what is done; while the broker is away, try again until nobody waits for it any more.
+
+        Its place is free at once, so that the broker is asked for the next job together with this answer; an answer
+        that has to be sent again takes a place anew.
+        """
         while True:
+            self._leave_place(held)
             try:
                 return await send()
             except BrokerAwayError:
                 if self._late(held.delivery):
                     raise
                 await asyncio.sleep(RETRY_SECONDS)
+                await self._room.acquire()
+                held.has_place = True
 
     async def _beat(self) -> None:
         away = False
@@ -203,7 +216,7 @@ class Consumer:
             presence = Presence(
                 worker=self._name,
                 operations=self._pool.operations,
-                free=0 if self._stopping else self._slots - len(self._held),
+                free=0 if self._stopping else max(0, self._slots - len(self._held)),
                 slots=self._slots,
             )
             try:
