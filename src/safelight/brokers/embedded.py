@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from safelight.errors import ConfigurationError
+from safelight.memory import MALLOC_ENVIRONMENT
 
 __all__ = ["log_path", "runtime_folder", "server_command", "socket_path", "url"]
 
@@ -100,4 +101,5 @@ def server_command(socket: Path, lifeline: int) -> list[str]:
         "maxmemory-policy": "noeviction",
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", value)]
-    return [sys.executable, "-I", "-S", "-c", LAUNCHER, str(lifeline), _server(), *flags]
+    malloc = [f"{name}={value}" for name, value in MALLOC_ENVIRONMENT.items()]
+    return ["env", *malloc, sys.executable, "-I", "-S", "-c", LAUNCHER, str(lifeline), _server(), *flags]

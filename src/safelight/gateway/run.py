@@ -16,7 +16,7 @@ from safelight.gateway.metrics import Metrics
 from safelight.gateway.server import Server
 from safelight.gateway.store import FolderStore
 from safelight.gateway.workers import Workers
-from safelight.malloc import keep_freed_memory
+from safelight.memory import freeze_start_up, keep_freed_memory
 from safelight.message import new_id
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ async def run(broker: Broker, options: settings.Gateway, *, port: int, lease: fl
             metrics=Metrics(admission, dispatch, workers),
         )
         server = Server(app)
+        freeze_start_up()
         async with asyncio.TaskGroup() as group:
             background = [
                 group.create_task(_connect(broker), name="first connection"),

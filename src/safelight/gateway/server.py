@@ -53,6 +53,7 @@ class Protocol(HttpToolsProtocol):
     """
 
     _in_headers = True
+    _has_begun = False  # with a request whose headers are not complete yet
     _heard = False
     _header_bytes = 0  # of the target, the headers and the trailers of one request
     _raw_bytes = 0  # since the parser last made something of them: an unfinished header, a chunk's extension
@@ -85,6 +86,8 @@ class Protocol(HttpToolsProtocol):
             return self._refuse(ours or MalformedRequestError("The bytes are not an HTTP/1.1 request."))
         if self._raw_bytes > MAX_HEADER_BYTES:
             return self._refuse(HeadersTooLargeError())
+        if self._has_begun and self._timer is None:  # not at the beginning: mostly all headers are there at once
+            self._set_timer(HEADER_SECONDS, self._too_slow)
         if self.cycle is not None and self.cycle.response_complete and not self.transport.is_closing():
             self.timeout_keep_alive_task = self.loop.call_later(KEEP_ALIVE_SECONDS, self.timeout_keep_alive_handler)
         return None
@@ -105,7 +108,9 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {CONNECTION_LOST: self._lost}  # type: ignore[dict-item]
         self._header_bytes = self._raw_bytes = self._discarded = 0
-        self._set_timer(HEADER_SECONDS, self._too_slow)
+        self._has_begun = True
+        if self._timer is not None:
+            self._set_timer(HEADER_SECONDS, self._too_slow)
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -132,9 +137,9 @@ class Protocol(HttpToolsProtocol):
             self.expect_100_continue = False  # RFC 9110, 10.1.1
         elif [name for name, _ in self.headers].count(b"host") != 1:
             raise MalformedRequestError("A request must have one Host header.")  # RFC 9112, 3.2
+        self._has_begun = self._in_headers = False
         self._set_timer()
         super().on_headers_complete()
-        self._in_headers = False
 
     def on_chunk_header(self) -> None:
         self._raw_bytes = 0

@@ -34,6 +34,7 @@ class FolderStore:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise ConfigurationError(f"The store {self.folder} cannot be used: {exc.strerror}.") from exc
+        self._path = str(self.folder)
         self._nameless = hasattr(os, "O_TMPFILE")
 
     async def save(self, name: str, image: bytes) -> None:
@@ -56,7 +57,7 @@ class FolderStore:
     def _save(self, name: str, image: bytes) -> None:
         if self._nameless:
             try:
-                descriptor = os.open(self.folder, os.O_TMPFILE | os.O_WRONLY, FILE_MODE)
+                descriptor = os.open(self._path, os.O_TMPFILE | os.O_WRONLY, FILE_MODE)
             except OSError as exc:
                 if exc.errno not in NO_TMPFILE:
                     raise
@@ -67,7 +68,7 @@ class FolderStore:
             _write(descriptor, image)
             # linkat(2): the documented way to name such a file without privileges. Python calls link(2), which does not
             # follow the link in /proc, unless it is given some descriptor; absolute paths are not looked up from it.
-            os.link(f"/proc/self/fd/{descriptor}", f"{self.folder}/{name}", dst_dir_fd=descriptor, follow_symlinks=True)
+            os.link(f"/proc/self/fd/{descriptor}", f"{self._path}/{name}", dst_dir_fd=descriptor, follow_symlinks=True)
         finally:
             os.close(descriptor)
         return None

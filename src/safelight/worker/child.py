@@ -25,7 +25,7 @@ import msgspec
 
 from safelight import operations
 from safelight.errors import ConfigurationError, SafelightError
-from safelight.malloc import keep_freed_memory
+from safelight.memory import freeze_start_up, keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -173,6 +173,7 @@ def main(connection: socket.socket, memory: int, address_space: int, modules: li
         for picture in TINY_PICTURES:
             with contextlib.suppress(Exception):  # that it dislikes the picture does not matter
                 operation(picture)
+    freeze_start_up()
     connection.sendall(frame(Ready(sorted(table))))
     requests = msgspec.json.Decoder(Request)
     while True:

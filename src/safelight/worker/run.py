@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from safelight.brokers.embedded import runtime_folder
 from safelight.errors import BrokerAwayError, ConfigurationError
+from safelight.memory import freeze_start_up, keep_freed_memory
 from safelight.worker.consumer import Consumer
 from safelight.worker.pool import Pool
 
@@ -29,6 +30,7 @@ SLOTS = 1_000
 
 async def run(broker: Broker, options: settings.Worker, *, stop: asyncio.Event) -> None:
     """Work until `stop` is set, then finish or give back what is held. `ConfigurationError` for what cannot work."""
+    keep_freed_memory()
     async with AsyncExitStack() as stack:
         name, lock = worker_name()
         if lock >= 0:
@@ -38,6 +40,7 @@ async def run(broker: Broker, options: settings.Worker, *, stop: asyncio.Event) 
         if not await _connect(broker, stop):
             return
         consumer = Consumer(broker, pool, name, options)
+        freeze_start_up()
         log.info("%s offers %s", name, ", ".join(pool.operations))
         async with asyncio.TaskGroup() as group:
             stopping = group.create_task(_stop(consumer, stop), name="stop")

@@ -149,6 +149,8 @@ def _body(jpeg: bytes, is_extended: bool) -> bytes:
     for marker, start, end in header(jpeg):
         if is_metadata(marker):
             behind = end
-        elif marker == SOF0 and is_extended:
+        elif not is_extended:
+            break
+        elif marker == SOF0:
             return jpeg[behind : start - 3] + bytes([SOF1]) + jpeg[start - 2 :]
     return jpeg[behind:]
