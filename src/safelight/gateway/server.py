@@ -137,9 +137,10 @@ class Protocol(HttpToolsProtocol):
             self.expect_100_continue = False  # RFC 9110, 10.1.1
         elif [name for name, _ in self.headers].count(b"host") != 1:
             raise MalformedRequestError("A request must have one Host header.")  # RFC 9112, 3.2
-        self._has_begun = self._in_headers = False
+        self._has_begun = False
         self._set_timer()
         super().on_headers_complete()
+        self._in_headers = False
 
     def on_chunk_header(self) -> None:
         self._raw_bytes = 0
