@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from safelight.errors import ConfigurationError
-from safelight.memory import MALLOC_ENVIRONMENT
+from safelight.process import MALLOC_ENVIRONMENT
 
 __all__ = ["log_path", "runtime_folder", "server_command", "socket_path", "url"]
 
@@ -34,6 +34,8 @@ if os.fork() == 0:
         os.kill(server, signal.SIGTERM)
     os._exit(0)
 os.close(lifeline)
+if hasattr(os, "SCHED_BATCH"):  # as `process.work_in_batches`, which cannot be imported here
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 os.execv(sys.argv[2], sys.argv[2:])
 """
 

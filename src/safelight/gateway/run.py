@@ -16,8 +16,8 @@ from safelight.gateway.metrics import Metrics
 from safelight.gateway.server import Server
 from safelight.gateway.store import FolderStore
 from safelight.gateway.workers import Workers
-from safelight.memory import freeze_start_up, keep_freed_memory
 from safelight.message import new_id
+from safelight.process import freeze_start_up, keep_freed_memory, work_in_batches
 
 if TYPE_CHECKING:
     from safelight import settings
@@ -34,6 +34,7 @@ CONNECT_SECONDS = 0.5
 async def run(broker: Broker, options: settings.Gateway, *, port: int, lease: float, stop: asyncio.Event) -> None:
     """Serve until `stop` is set, then drain. `ConfigurationError` for what cannot work."""
     keep_freed_memory()
+    work_in_batches()
     sockets = listen(options.host, port)
     async with AsyncExitStack() as stack:
         for listening in sockets:

@@ -25,7 +25,7 @@ import msgspec
 
 from safelight import operations
 from safelight.errors import ConfigurationError, SafelightError
-from safelight.memory import freeze_start_up, keep_freed_memory
+from safelight.process import freeze_start_up, keep_freed_memory, work_in_batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -190,4 +190,5 @@ def main(connection: socket.socket, memory: int, address_space: int, modules: li
 if __name__ == "__main__":
     _die_with_parent(int(sys.argv[1]))
     keep_freed_memory()
+    work_in_batches(False)
     main(socket.socket(fileno=int(sys.argv[2])), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from safelight.brokers.embedded import runtime_folder
 from safelight.errors import BrokerAwayError, ConfigurationError
-from safelight.memory import freeze_start_up, keep_freed_memory
+from safelight.process import freeze_start_up, keep_freed_memory, work_in_batches
 from safelight.worker.consumer import Consumer
 from safelight.worker.pool import Pool
 
@@ -31,6 +31,7 @@ SLOTS = 1_000
 async def run(broker: Broker, options: settings.Worker, *, stop: asyncio.Event) -> None:
     """Work until `stop` is set, then finish or give back what is held. `ConfigurationError` for what cannot work."""
     keep_freed_memory()
+    work_in_batches()
     async with AsyncExitStack() as stack:
         name, lock = worker_name()
         if lock >= 0:
