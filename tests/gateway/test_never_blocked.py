@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-
 from typing import TYPE_CHECKING
 
 import httpx
