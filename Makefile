@@ -34,11 +34,12 @@ check: .venv/.dev ## format, lint, types, direction of imports
 format: .venv/.dev ## put the code in its format
 	$(RUN)/ruff format && $(RUN)/ruff check --fix
 
-bench: .venv/.dev ## measure it beside the bare codec (needs wrk)
-	$(RUN)/python benchmarks/bench.py
+bench: .venv/.dev ## measure it beside the bare codec and what others would write (needs wrk and redis-server)
+	@$(UV) sync -q --locked --inexact --group bench
+	$(RUN)/python benchmarks/bench.py && $(RUN)/python benchmarks/scale.py
 
 clean: ## remove what make made; saved images stay
-	rm -rf .venv .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv benchmarks/baselines/.venv .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(UV): Makefile
 	@test -n '$(PYTHON)' || { echo '$(OLD_PYTHON)' >&2; exit 1; }

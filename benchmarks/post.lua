@@ -1,14 +1,11 @@
--- wrk's script: posts the file named after `--` as the form's part "image", and prints what it counted as JSON.
+-- wrk's script: posts a body to its URL, and prints what it counted as JSON. After `--`: the body's file, its media type.
 
 function init(args)
   local file = assert(io.open(args[1], "rb"))
-  local image = file:read("*a")
-  file:close()
-  local boundary = "safelight-benchmark-boundary"
-  local head = 'Content-Disposition: form-data; name="image"; filename="image.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
   wrk.method = "POST"
-  wrk.headers["Content-Type"] = "multipart/form-data; boundary=" .. boundary
-  wrk.body = "--" .. boundary .. "\r\n" .. head .. image .. "\r\n--" .. boundary .. "--\r\n"
+  wrk.body = file:read("*a")
+  wrk.headers["Content-Type"] = args[2]
+  file:close()
 end
 
 function done(summary, latency, requests)

