@@ -11,16 +11,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hiredis
 import pytest
 from conformance import LEASE, Conformance, a_job, presence_of, until
 from conftest import BrokerServer, free_port, wait_until
 from redis.asyncio import Redis
 
 from safelight.brokers import open_broker
+from safelight.brokers.redis import BIG_VALUE_BYTES, _packed
 from safelight.errors import BrokerAwayError, BrokerFullError, ConfigurationError
 from safelight.message import Quarantined, Reply, now_ms
 
 JOBS = "{safelight}:jobs"
+
+
+@pytest.mark.parametrize("length", [0, 1, BIG_VALUE_BYTES - 1, BIG_VALUE_BYTES, 1_000_000])
+def test_commands_are_packed_as_the_driver_does_and_big_values_are_not_copied(length: int) -> None:
+    value = bytes(range(256)) * (length // 256) + bytes(length % 256)
+    commands = [("MULTI",), ("XADD", JOBS, "*", "body", value), ("XDEL", JOBS, b"1-0", 7), ("SET", "k", value, "PX", 1)]
+    pieces = _packed([*commands, commands[1]])
+    assert b"".join(pieces) == b"".join(map(hiredis.pack_command, [*commands, commands[1]]))
+    assert sum(piece is value for piece in pieces) == (2 if length >= BIG_VALUE_BYTES else 0)
 
 
 class TestRedis(Conformance):
