@@ -51,7 +51,7 @@ def _facts(case: Case) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = options_of(__doc__, seconds=3, rounds=3)
+    parser = options_of(__doc__, seconds=2, rounds=3)
     parser.add_argument("--full", action="store_true", help="every picture, operation, load and broker with each other")
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="cases by name, as in service/*/16/*"

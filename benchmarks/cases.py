@@ -29,7 +29,7 @@ MAIN = "1024x688"
 BOTH = "size,mirror"
 CONNECTIONS = (1, 4, 16, 64, 256)
 OTHERS_CONNECTIONS = (1, 16, 64)
-TARGETS = {MAIN: (1, 16, 64), "unaligned": (16, 64), "small": (16,)}  # connections of the targets, size,mirror
+TARGETS = {MAIN: (1, 16, 64), "unaligned": (16,), "small": (16,)}  # connections of the targets, size,mirror
 BASELINE_CONNECTIONS = {MAIN: (16, 64), "small": (16,)}
 BESIDE_SMALL = ("mosec", "celery")
 
@@ -53,7 +53,9 @@ def _bare(name: str, *, every_round: bool) -> Iterator[Case]:
     """The codec, and the rungs next to it."""
     yield Case(f"codec/{name}", "codec", partial(measure.codec, name=name), every_round, name)
     if name in TARGETS:
-        yield Case(f"operation/{name}", "operation", partial(measure.codec, name=name, what="operation"), True, name)
+        yield Case(
+            f"operation/{name}", "operation", partial(measure.codec, name=name, what="operation"), name == MAIN, name
+        )
     if name == MAIN:
         yield Case(f"solo/{name}", "solo", partial(measure.solo, name=name), True, name)
         yield Case(f"pool/{name}", "pool", partial(measure.pool, name=name), True, name)

@@ -50,8 +50,8 @@ class Load:
         """The status of one such request."""
         return fetch(port, path + self.query, self.body.read_bytes(), self.media_type)[0]
 
-    def wrk(self, url: str, connections: int = 0) -> subprocess.Popen[str]:
-        flags = ["-t1", f"-c{connections or self.connections}", f"-d{round(self.seconds)}s", "--timeout", "60s"]
+    def wrk(self, url: str) -> subprocess.Popen[str]:
+        flags = ["-t1", f"-c{self.connections}", f"-d{round(self.seconds)}s", "--timeout", "60s"]
         command = ["wrk", *flags, "-s", str(POST), url + self.query, "--", str(self.body), self.media_type]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -94,7 +94,7 @@ def run(
         before = now.counts()
         used_there = under_load(
             now.parts.processes,
-            [load.wrk(now.url)],
+            lambda: [load.wrk(now.url)],
             lambda: now.counts()["success"],
             seconds=load.seconds,
             image_bytes=len(image),
@@ -119,7 +119,7 @@ def warm(now: Running, load: Load) -> None:
 
 def under_load(
     processes: Callable[[], dict[psutil.Process, str]],
-    wrks: Sequence[subprocess.Popen[str]],
+    start: Callable[[], Sequence[subprocess.Popen[str]]],
     successes: Callable[[], float],
     *,
     seconds: float,
@@ -127,9 +127,9 @@ def under_load(
     url: str | None,
 ) -> dict[str, Any]:
     """What wrk saw, and what each request used, by kind of process, in the middle of the load."""
-    begun = time.monotonic()
-    time.sleep(seconds * EDGES)
     watched = processes()
+    wrks, begun = start(), time.monotonic()
+    time.sleep(seconds * EDGES)
     loaders = {psutil.Process(wrk.pid): "wrk" for wrk in wrks}
     answered, before = successes(), look(watched | loaders, url)
     time.sleep(max(0.0, begun + seconds * (1 - EDGES) - time.monotonic()))
@@ -139,8 +139,8 @@ def under_load(
     found = used(before, after, max(requests, 1), image_bytes) | {"peak_mb": peak_megabytes(watched)}
     seen = [json.loads(wrk.communicate()[0].splitlines()[-1]) for wrk in wrks]
     errors = [saw["errors"] for saw in seen if any(saw["errors"].values())]
-    if errors or not requests:
-        raise BenchmarkError(f"wrk saw errors, or no answer: {errors}")
+    if errors or requests <= 0:
+        raise BenchmarkError(f"wrk saw errors, or no answer in {after.at - before.at:.1f} s: {errors}")
     return found | {
         "requests": sum(saw["requests"] for saw in seen),
         "steady_rate": requests / (after.at - before.at),

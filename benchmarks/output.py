@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import platform
 import re
+import signal
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,8 @@ def described(here: dict[str, Any]) -> str:
 
 
 def options_of(doc: str, *, seconds: int, rounds: int) -> argparse.ArgumentParser:
-    """The options of every command here."""
+    """The options of every command here. SIGTERM ends it as Ctrl-C does: with all that it started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument("--seconds", type=int, default=seconds, help="of load for each case")
     parser.add_argument("--rounds", type=int, default=rounds)

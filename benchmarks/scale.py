@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 INSTANCES = (1, 2, 4, 8, 16, 32, 64)
-WAITS_MS = {20: INSTANCES, 100: (32, 64)}  # the longer one shows many instances where the shorter one needs more cores
+# By the operation's wait; the longer one shows many instances where the shorter one needs more cores.
+WAITS_MS = {20: INSTANCES, 100: (1, 32, 64)}
 IN_FLIGHT_EACH = 4  # requests for each instance, so that none of them ever lacks a job
 TWO_GATEWAYS_INSTANCES = 8
+STARTED_SECONDS, START_SECONDS_EACH = 60.0, 5.0
 MEMORY_SHARE = 0.7  # of what is free, at most, for worker instances
 HELD_REQUESTS = 128
 MEGABYTE_PICTURE = 4  # of the growing ones
@@ -73,7 +75,7 @@ class Scaled:
         before = self.counts()
         found = under_load(
             self.now.parts.processes,
-            [load.wrk(f"http://127.0.0.1:{port}/query") for port in self.ports[:gateways]],
+            lambda: [load.wrk(f"http://127.0.0.1:{port}/query") for port in self.ports[:gateways]],
             self.successes,
             seconds=seconds,
             image_bytes=len(image),
@@ -121,7 +123,10 @@ def scaling(
                 part = worker_part(broker, system.now.place, module="waits", concurrency=concurrency)
                 system.now.parts.start(part)
             processes, slots = processes + added, count
-            wait_until(lambda there=processes: counted(system.now.place)["workers"] == there)
+            wait_until(
+                lambda there=processes: counted(system.now.place)["workers"] == there,
+                STARTED_SECONDS + added * START_SECONDS_EACH,
+            )
             for wait_ms in (wait_ms for wait_ms, counts in WAITS_MS.items() if count in counts):
                 found = system.load(image, f"wait{wait_ms}", count * IN_FLIGHT_EACH, options.seconds)
                 linear = found["steady_rate"] / (count * 1_000 / wait_ms)
@@ -228,7 +233,7 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = options_of(__doc__, seconds=3, rounds=3)
+    parser = options_of(__doc__, seconds=2, rounds=3)
     parser.add_argument("--most", type=int, default=INSTANCES[-1], help="worker instances")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sl-scale-") as name:

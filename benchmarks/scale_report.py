@@ -32,6 +32,7 @@ def _targets(report: dict[str, Any]) -> Iterator[Target]:
 
 
 def _scaling(rows: list[dict[str, Any]]) -> list[str]:
+    one = {(row["broker"], row["wait_ms"]): row["steady_rate"] for row in of(rows, instances=1)}
     cells = [
         [
             row["broker"],
@@ -40,12 +41,23 @@ def _scaling(rows: list[dict[str, Any]]) -> list[str]:
             + (f" ({row['processes']} processes)" if row["processes"] != row["instances"] else ""),
             f"{row['steady_rate']:,.0f}",
             f"{row['linear'] * 100:.1f} %",
+            f"{row['steady_rate'] / row['instances'] / one[row['broker'], row['wait_ms']] * 100:.1f} %",
             f"{row['p50_us'] / 1e3:,.1f}",
             f"{row['busy'] * 100:.0f} %" + (", CPU-bound" if row["busy"] >= CPU_BOUND else ""),
         ]
         for row in rows
     ]
-    return table(["broker", "waits ms", "instances", "requests/s", "of linear", "p50 ms", "all cores busy"], cells)
+    told = [
+        "broker",
+        "waits ms",
+        "instances",
+        "requests/s",
+        "of linear",
+        "of as many times one",
+        "p50 ms",
+        "cores busy",
+    ]
+    return table(told, cells)
 
 
 def _gateways(rows: list[dict[str, Any]]) -> list[str]:

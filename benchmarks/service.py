@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from system import Part, Place, System, fetch
 
 from safelight.brokers import embedded
+from safelight.supervisor import LIFELINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,7 @@ __all__ = [
 
 HERE = Path(__file__).parent
 SAFELIGHT = [sys.executable, "-m", "safelight"]
+ENDS_WITH_RUN = {LIFELINE: "0"}  # its standard input, which closes with the run, however that ends
 SERIES = re.compile(r'^safelight_(?:requests_total{outcome="(\w+)"}|(in_flight_jobs|workers)) (\S+)', re.MULTILINE)
 
 
@@ -47,8 +49,8 @@ class Broker:
 
 
 def _embedded_server(place: Place) -> list[Part]:
-    """What `safelight up` runs; its lifeline is standard input, which closes with the run."""
-    return [Part("broker", embedded.server_command(embedded.socket_path(place.port), 0))]
+    """What `safelight up` runs."""
+    return [Part("broker", embedded.server_command(embedded.socket_path(place.port), int(ENDS_WITH_RUN[LIFELINE])))]
 
 
 BROKERS = {
@@ -68,7 +70,8 @@ def whole(broker: Broker) -> System:
     def parts(place: Place) -> list[Part]:
         command = [*SAFELIGHT, "up", "--port", str(place.port), "--store", str(place.store)]
         command += ["--workers", str(place.workers)]
-        return [Part("supervisor", command if broker.parts(place) else [*command, "--broker", broker.url(place)])]
+        own = broker.parts(place)
+        return [Part("supervisor", command if own else [*command, "--broker", broker.url(place)], ENDS_WITH_RUN)]
 
     return System("safelight", broker.needs_redis, parts, counts=counted)
 
@@ -85,12 +88,12 @@ def gateway_alone(broker: Broker, mirrored: Path) -> System:
 
 def gateway_part(broker: Broker, place: Place, port: int) -> Part:
     command = [*SAFELIGHT, "gateway", "--port", str(port), "--store", str(place.store), "--drain-delay", "0"]
-    return Part("gateway", [*command, "--broker", broker.url(place)])
+    return Part("gateway", [*command, "--broker", broker.url(place)], ENDS_WITH_RUN)
 
 
 def worker_part(broker: Broker, place: Place, *, module: str, concurrency: int = 1) -> Part:
     command = [*SAFELIGHT, "worker", "--broker", broker.url(place), "--concurrency", str(concurrency)]
-    return Part("worker", [*command, "--import", module], {"PYTHONPATH": str(HERE)})
+    return Part("worker", [*command, "--import", module], ENDS_WITH_RUN | {"PYTHONPATH": str(HERE)})
 
 
 def counted(place: Place) -> dict[str, float]:

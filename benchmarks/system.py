@@ -114,12 +114,16 @@ class Parts:
     def processes(self) -> dict[psutil.Process, str]:
         """All processes, descendants too, and their kinds."""
         self.check()
+        given = {process.pid: part.kind for part, process in self._started}
+        ours = {each.pid: each for each in psutil.Process().children(recursive=True)}
         found: dict[psutil.Process, str] = {}
-        for part, process in self._started:
-            top = psutil.Process(process.pid)
-            for each in (top, *top.children(recursive=True)):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    found[each] = _kind(each, part.kind)
+        for each in ours.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                top = each
+                while top.pid not in given and (above := ours.get(top.ppid())):
+                    top = above
+                if top.pid in given:
+                    found[each] = _kind(each, given[top.pid])
         return found
 
     def end(self) -> None:

@@ -20,7 +20,7 @@ from system import BenchmarkError
 
 from safelight.settings import usable_cores
 
-__all__ = ["Usage", "broker_counters", "look", "peak_megabytes", "used"]
+__all__ = ["Usage", "look", "peak_megabytes", "used"]
 
 Processes = dict[psutil.Process, str]
 SERVER_COUNTERS = {
@@ -56,7 +56,7 @@ def look(processes: Processes, broker_url: str | None = None) -> Usage:
                 crossed[kind] += io.read_chars + io.write_chars
         except psutil.NoSuchProcess:
             raise BenchmarkError(f"a process ({kind}) has ended while it was watched") from None
-    return Usage(time.monotonic(), _busy_seconds(), cpu, calls, crossed, broker_counters(broker_url))
+    return Usage(time.monotonic(), _busy_seconds(), cpu, calls, crossed, _broker_counters(broker_url))
 
 
 def _busy_seconds() -> float:
@@ -65,7 +65,7 @@ def _busy_seconds() -> float:
     return sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
 
 
-def broker_counters(url: str | None) -> Counter[str]:
+def _broker_counters(url: str | None) -> Counter[str]:
     """What a Redis or Valkey did so far: commands, and reads and writes of its clients' sockets."""
     if url is None:
         return Counter()
