@@ -157,9 +157,9 @@ class _Line(asyncio.Protocol):
 
     def flush(self) -> None:
         """Hand what waits to be written to the system, now and not at the end of this turn."""
-        if self._unwritten:
+        if self._unwritten and self.is_open:  # else `connection_lost` has failed those who wait, or is about to
             self._transport.writelines(self._unwritten)
-            self._unwritten = []
+        self._unwritten = []
 
     def data_received(self, data: bytes) -> None:
         try:

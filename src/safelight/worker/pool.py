@@ -247,7 +247,7 @@ class Child:
 
 
 class _Loan:
-    """What `contextlib.asynccontextmanager` would make, for a fifth of its time."""
+    """A child lent for an `async with`; a class, since a generator's context manager does more for each job."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
