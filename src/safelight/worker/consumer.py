@@ -135,7 +135,8 @@ class Consumer:
                     raise asyncio.CancelledError  # it was told to stop just before
                 starts += 1
                 ended = await self._attempt(delivery, child, starts)
-            if isinstance(ended, Reply):  # the child is free for the next job while this one is answered
+            if isinstance(ended, Reply):
+                await asyncio.sleep(0)  # the job that waits for the child goes first: it must not idle meanwhile
                 return await self._reply(held, ended)
             cause = ended
             log.warning("job %s, attempt %d of %d: %s", job.id, starts, self._options.attempts, cause)
