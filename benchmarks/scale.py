@@ -9,26 +9,21 @@ from __future__ import annotations
 
 import math
 import operator
-import os
-import shlex
 import statistics
-import sys
-import tempfile
 import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plots
 import psutil
 from images import growing
 from load import check, posted, under_load
-from output import machine, options_of, rounded, written
+from output import options_of, run
 from scale_report import markdown
 from service import BROKERS, Broker, broker_url, counted, gateway_part, is_ready, port_counts, worker_part
-from system import BenchmarkError, Part, Place, Running, System, free_port, running, wait_until
+from system import STARTED_SECONDS, BenchmarkError, Part, Place, Running, System, free_port, running, wait_until
 from usage import look
 
 from safelight.operations.mirror import mirror
@@ -37,13 +32,14 @@ from safelight.settings import usable_cores
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
+    from pathlib import Path
 
 INSTANCES = (1, 2, 4, 8, 16, 32, 64)
 # By the operation's wait; the longer one shows many instances where the shorter one needs more cores.
 WAITS_MS = {20: INSTANCES, 100: (1, 32, 64)}
 IN_FLIGHT_EACH = 4  # requests for each instance, so that none of them ever lacks a job
 TWO_GATEWAYS_INSTANCES = 8
-STARTED_SECONDS, START_SECONDS_EACH = 60.0, 5.0
+START_SECONDS_EACH = 5.0  # of each worker that joins, beyond what any system has
 MEMORY_SHARE = 0.7  # of what is free, at most, for worker instances
 HELD_REQUESTS = 128
 MEGABYTE_PICTURE = 4  # of the growing ones
@@ -236,21 +232,15 @@ def main() -> None:
     parser = options_of(__doc__, seconds=2, rounds=3)
     parser.add_argument("--most", type=int, default=INSTANCES[-1], help="worker instances")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="sl-scale-") as name:
-        os.environ["XDG_RUNTIME_DIR"] = name
-        report = {
-            "machine": machine(Path(name)),
-            "command": shlex.join(["python", "benchmarks/scale.py", *sys.argv[1:]]),
-            "seconds": options.seconds,
-            "rounds": options.rounds,
-        } | measured(Path(name), options)
-    report = rounded(report)
-    written(options.results, "scale", report, markdown)
-    plots.scale(report, options.results)
+    run(
+        "scale",
+        options,
+        lambda folder: measured(folder, options),
+        name="scale",
+        markdown=markdown,
+        plot=plots.scale,
+    )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BenchmarkError as exc:
-        raise SystemExit(f"scale: {exc}") from exc
+    main()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 __all__ = [
+    "STARTED_SECONDS",
     "BenchmarkError",
     "Part",
     "Parts",

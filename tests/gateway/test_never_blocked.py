@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,9 @@ def _longest_ms(picture: bytes, broker_url: str, store: Path) -> float:
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as gateway:
         wait_until(is_ready)
-        time.sleep(watched.AFTER_START_SECONDS)
+        gateway.send_signal(signal.SIGUSR1)  # what came before is the start
+        assert gateway.stdout is not None
+        assert gateway.stdout.readline() == "watching\n"
         with ThreadPoolExecutor(CLIENTS) as clients:
             assert set(clients.map(post, range(REQUESTS))) == {200}
         gateway.terminate()

@@ -209,7 +209,7 @@ class App:
         headers: dict[str, str] = {}
         media_type = None
         if reply.image:
-            found = formats.sniff(reply.image[: formats.HEAD_BYTES])
+            found = formats.sniff(reply.image)
             media_type = found.media_type if found else UNKNOWN_TYPE
         as_image = accepts.image(media_type)  # before anything is saved: a failure leaves nothing
         if reply.image:

@@ -35,7 +35,7 @@ def mirror(image: bytes) -> Result:
     "Lossless" means the source's own quantised coefficients for a JPEG, the source's own pixels for the others.
     Raises `UnsupportedFormatError`, and `ImageError` for an image that is damaged, cut short or too large.
     """
-    found = formats.sniff(image[: formats.HEAD_BYTES])
+    found = formats.sniff(image)
     if found not in _WAYS:
         raise UnsupportedFormatError
     return _WAYS[found](image)
