@@ -15,6 +15,7 @@ from baselines import BASELINES
 from images import PICTURES
 from measure import Case
 from service import BROKERS
+from skeleton import SKELETON
 
 from safelight.settings import Gateway
 
@@ -63,6 +64,9 @@ def _bare(name: str, *, every_round: bool) -> Iterator[Case]:
             row = {"name": name, "operations": operations, "connections": 16, "broker": BROKERS["embedded"]}
             run = partial(measure.gateway, **row)
             yield Case(f"gateway/{name}/{operations}", "gateway", run, True, name, operations, 16, "embedded")
+        for count in (1, 16):
+            run = partial(measure.baseline, name=name, connections=count, system=SKELETON)
+            yield Case(f"skeleton/{name}/{count}", "skeleton", run, True, name, BOTH, count, "embedded")
 
 
 def _rows(name: str, *, full: bool) -> list[Row]:

@@ -20,7 +20,7 @@ Results = list[dict[str, Any]]
 COLUMNS = ("gateway", "broker", "worker", "child")
 COLUMN_OF = {"codec": "child", "operation": "child", "stub": "worker"}  # what stands in a process's place on a rung
 MAIN = {"picture": "1024x688"}
-MIRROR_RUNGS = ("codec", "operation", "pool", "service", "baseline")  # whose rate is beside the codec's
+MIRROR_RUNGS = ("codec", "operation", "pool", "skeleton", "service", "baseline")  # whose rate is beside the codec's
 USUAL = {"rung": "service", "operations": "size,mirror", "broker": "embedded"}
 
 
@@ -235,8 +235,10 @@ Each is a ratio or a difference within one round; the median of the rounds is to
 
 `codec`: the bare codec on every core (`solo`: in one process); `operation`: all of `mirror`; `pool`: in the worker's
 children, without a broker; `trip`: the broker's two ends alone, 16 in flight; `gateway`: a stub answers in the workers'
-place, 16 connections; `store`: saving 89 KB; `service`: all of it. CPU in µs of a request, by kind of process, without
-the load generator's; the codec stands in the child's column, the stub in the worker's.
+place, 16 connections; `store`: saving 89 KB; `skeleton`: the least Python that goes the whole way, without one of the
+promises (`skeleton.py`), at 1 and 16 connections: what this machine leaves of the codec; `service`: all of it. CPU in
+µs of a request, by kind of process, without the load generator's; the codec stands in the child's column, the stub in
+the worker's.
 
 ![CPU time of a request on each rung](ladder.svg)
 

@@ -143,7 +143,7 @@ class Parts:
 def _kind(process: psutil.Process, given: str) -> str:
     """Safelight's own processes by their command lines, since `safelight up` starts them; others as they were told."""
     words = process.cmdline()
-    if given == "worker" and "safelight.worker.child" in words:
+    if given == "worker" and words[2:3] in (["safelight.worker.child"], ["child"]):
         return "child"
     if given != "supervisor" or not words:
         return given

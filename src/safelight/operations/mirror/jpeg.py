@@ -90,7 +90,7 @@ def _flip(source: bytes, found: Scan, axis: Axis) -> _Flipped:
         if body is not None:
             metadata.append(segment(marker, body))
     jpeg, way = _flip_bare(source, found, axis)
-    return _Flipped(b"".join([SOI, *metadata, _body(jpeg, found.is_extended)]), way)
+    return _Flipped(b"".join([SOI, *metadata, *_body(jpeg, found.is_extended)]), way)
 
 
 def _flip_preview(preview: bytes, axis: Axis) -> bytes | None:
@@ -143,14 +143,14 @@ def _without(source: bytes, found: Scan, segments: list[Segment]) -> bytes:
     return bare if found.end is not None else bare + EOI
 
 
-def _body(jpeg: bytes, is_extended: bool) -> bytes:
-    """What follows the metadata; libjpeg calls every sequential picture baseline that may be called so."""
-    behind = len(SOI)
+def _body(jpeg: bytes, is_extended: bool) -> list[bytes | memoryview]:
+    """What follows the metadata, without a copy; libjpeg calls every sequential picture baseline that may be so."""
+    whole, behind = memoryview(jpeg), len(SOI)
     for marker, start, end in header(jpeg):
         if is_metadata(marker):
             behind = end
         elif not is_extended:
             break
         elif marker == SOF0:
-            return jpeg[behind : start - 3] + bytes([SOF1]) + jpeg[start - 2 :]
-    return jpeg[behind:]
+            return [whole[behind : start - 3], bytes([SOF1]), whole[start - 2 :]]
+    return [whole[behind:]]
