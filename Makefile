@@ -35,7 +35,7 @@ format: .venv/.dev ## put the code in its format
 	$(RUN)/ruff format && $(RUN)/ruff check --fix
 
 bench: .venv/.dev ## measure it beside the bare codec and what others would write (needs wrk and redis-server)
-	@$(UV) sync -q --locked --inexact --group bench
+	@$(UV) sync -q --locked --inexact --all-extras --group bench
 	$(RUN)/python benchmarks/bench.py && $(RUN)/python benchmarks/scale.py
 
 clean: ## remove what make made; saved images stay
@@ -51,5 +51,5 @@ $(UV): Makefile
 	@touch $@
 
 .venv/.dev: $(UV) uv.lock pyproject.toml
-	@$(UV) sync -q --locked --inexact || { echo '$(NO_WHEEL)' >&2; exit 1; }
+	@$(UV) sync -q --locked --inexact --all-extras || { echo '$(NO_WHEEL)' >&2; exit 1; }
 	@touch $@ .venv/.run

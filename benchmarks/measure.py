@@ -14,7 +14,7 @@ import codec as bare
 from images import PICTURES
 from load import posted, run
 from loops import looped
-from service import Broker, gateway_alone, whole
+from service import Broker, broker_url, gateway_alone, whole
 from system import BenchmarkError, Part, System, running
 
 from safelight.operations.mirror import mirror
@@ -140,7 +140,7 @@ def trip(ground: Ground, broker: Broker, name: str) -> dict[str, Any]:
     with running(system, ground.folder, probe=lambda _: True) as now:
         url = broker.url(now.place)
         end = _inside("gateway", "gateway", url, path, ground.seconds)
-        return looped(end, image_bytes=len(image), also=now.parts.processes, broker_url=url)
+        return looped(end, image_bytes=len(image), also=now.parts.processes, broker_url=broker_url(now.place))
 
 
 def store(ground: Ground) -> dict[str, Any]:

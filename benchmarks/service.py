@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from system import Part, Place, System, fetch
+from system import Part, Place, System, fetch, free_port
 
 from safelight.brokers import embedded
 from safelight.supervisor import LIFELINE
@@ -34,6 +35,7 @@ __all__ = [
 
 HERE = Path(__file__).parent
 SAFELIGHT = [sys.executable, "-m", "safelight"]
+RABBITMQ_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 ENDS_WITH_RUN = {LIFELINE: "0"}  # its standard input, which closes with the run, however that ends
 SERIES = re.compile(r'^safelight_(?:requests_total{outcome="(\w+)"}|(in_flight_jobs|workers)) (\S+)', re.MULTILINE)
 
@@ -53,9 +55,36 @@ def _embedded_server(place: Place) -> list[Part]:
     return [Part("broker", embedded.server_command(embedded.socket_path(place.port), int(ENDS_WITH_RUN[LIFELINE])))]
 
 
+@cache
+def _rabbit_ports(port: int) -> tuple[int, int, int]:
+    """Of AMQP, of Erlang's port mapper, of the node."""
+    return free_port(), free_port(), free_port()
+
+
+def _rabbit_server(place: Place) -> list[Part]:
+    """Debian's, with a name, ports and files of its own."""
+    port, mapper, node = map(str, _rabbit_ports(place.port))
+    environment = {
+        "HOME": str(place.folder),  # Erlang's cookie
+        "ERL_EPMD_PORT": mapper,
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODENAME": f"bench-{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": port,
+        "RABBITMQ_DIST_PORT": node,
+        "RABBITMQ_MNESIA_BASE": str(place.folder / "rabbitmq"),
+        "RABBITMQ_LOG_BASE": str(place.folder / "rabbitmq"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(place.folder / "no-plugins"),
+    }
+    return [Part("broker", ["epmd"], environment), Part("broker", [RABBITMQ_SERVER], environment)]
+
+
 BROKERS = {
     "embedded": Broker("embedded", lambda place: embedded.url(place.port), parts=_embedded_server),
     "redis": Broker("redis", lambda place: place.redis_url, needs_redis=True),
+    "rabbitmq": Broker(
+        "rabbitmq", lambda place: f"amqp://127.0.0.1:{_rabbit_ports(place.port)[0]}/", parts=_rabbit_server
+    ),
 }
 
 
@@ -70,8 +99,10 @@ def whole(broker: Broker) -> System:
     def parts(place: Place) -> list[Part]:
         command = [*SAFELIGHT, "up", "--port", str(place.port), "--store", str(place.store)]
         command += ["--workers", str(place.workers)]
-        own = broker.parts(place)
-        return [Part("supervisor", command if own else [*command, "--broker", broker.url(place)], ENDS_WITH_RUN)]
+        if broker is not BROKERS["embedded"]:  # that one it starts itself
+            command += ["--broker", broker.url(place)]
+            return [*broker.parts(place), Part("supervisor", command, ENDS_WITH_RUN)]
+        return [Part("supervisor", command, ENDS_WITH_RUN)]
 
     return System("safelight", broker.needs_redis, parts, counts=counted)
 

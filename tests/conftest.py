@@ -14,13 +14,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
 import pytest
 
 from safelight.brokers import embedded
+
+if TYPE_CHECKING:
+    from rabbit_server import RabbitServer
 
 ROOT = Path(__file__).parent.parent
 TEST_IMAGE = ROOT / "test_image.jpg"
@@ -152,6 +155,17 @@ def broker_server(request: pytest.FixtureRequest, runtime_folder: Path) -> Itera
     if request.param != "embedded":
         needed(request.param, request.param)
     server = BrokerServer(request.param, Path(tempfile.mkdtemp(dir=runtime_folder)))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def rabbit_node(runtime_folder: Path) -> Iterator[RabbitServer]:
+    from rabbit_server import RabbitServer  # noqa: PLC0415 - it imports this file
+
+    needed("rabbitmq-server", "rabbitmq-server")
+    server = RabbitServer(Path(tempfile.mkdtemp(dir=runtime_folder)))
     server.start()
     yield server
     server.stop()

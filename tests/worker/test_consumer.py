@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conformance import Inbox, a_job, until
 from conftest import BrokerServer
 from redis.asyncio import Redis
 
 from safelight import settings
 from safelight.brokers import Broker, open_broker
+from safelight.conformance import Inbox, a_job, until
 from safelight.message import Job, now_ms
 from safelight.worker.consumer import Consumer
 from safelight.worker.pool import Pool

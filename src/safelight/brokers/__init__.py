@@ -99,6 +99,8 @@ SCHEMES = {
     "valkey": ("redis", "RedisBroker", ""),
     "valkeys": ("redis", "RedisBroker", ""),
     "unix": ("redis", "RedisBroker", ""),
+    "amqp": ("rabbitmq", "RabbitBroker", "rabbitmq"),
+    "amqps": ("rabbitmq", "RabbitBroker", "rabbitmq"),
 }
 
 

@@ -1,15 +1,29 @@
-"""What every broker must do: one suite that each broker's tests inherit. It knows no driver, only `Broker`.
+"""What every broker must do, as tests that its own tests inherit; also for a driver that is none of ours.
 
-A subclass gives `server` (with `url`, `kill`, `start`) and `put_by_hand`; the tests use leases of half a second.
+It knows no driver, only `Broker`. It needs pytest and anyio's plugin for it (which comes with Safelight):
+
+    class TestMine(Conformance):
+        @pytest.fixture
+        def server(self): ...               # a fresh server, as `Server` has it
+        def open(self, server): ...         # where `open_broker` does not know the URL
+        async def put_by_hand(self, server, header, body): ...
+        async def inboxes(self, server): ...
+        async def lose(self, worker): ...   # where a lease is not only kept up by beats
+
+`python -m safelight.conformance URL NAME STARTS SIGNAL` is a worker's end that sends itself SIGKILL or SIGSTOP with a
+job in its hands.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -17,7 +31,21 @@ from safelight.brokers import Broker, Delivery, Renewed, open_broker
 from safelight.errors import BrokerAwayError
 from safelight.message import Job, Presence, Quarantined, Reply, new_id, now_ms
 
+__all__ = ["LEASE", "Conformance", "Inbox", "Server", "Worker", "a_job", "is_true", "presence_of", "sent", "until"]
+
 LEASE = 0.5
+
+
+class Server(Protocol):
+    """A broker of the tests' own."""
+
+    url: str
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+    def start(self) -> None:
+        """Start it again; done when it answers."""
 
 
 def a_job(inbox: str, image: bytes = b"an image", **members: Any) -> Job:
@@ -25,7 +53,7 @@ def a_job(inbox: str, image: bytes = b"an image", **members: Any) -> Job:
     return Job(id=new_id(), reply_to=inbox, image=image, **fields)
 
 
-def presence_of(worker: str, free: int = 1) -> Presence:
+def presence_of(worker: str, free: int = 2) -> Presence:
     return Presence(worker=worker, operations=["mirror", "size"], free=free, slots=2)
 
 
@@ -87,10 +115,29 @@ class Worker:
         await self.broker.reply(delivery, Reply(id=delivery.job.id, worker=self.name, **members))
 
 
+async def hold(url: str, name: str, starts: int, number: int) -> None:
+    """Take one job, write down that it starts if `starts` says so, and be killed or frozen."""
+    broker = open_broker(url, lease=LEASE)
+    delivery = await anext(broker.jobs(name, lambda: False))
+    if starts:
+        await broker.start(delivery, starts)
+    print(f"{name} holds a job", flush=True)
+    os.kill(os.getpid(), number)
+
+
 class Conformance:
     """The suite."""
 
     pytestmark = pytest.mark.anyio
+
+    redelivery = 3 * LEASE
+    """Seconds after which a killed worker's job is with another one, at most."""
+
+    frozen_redelivery = 3 * LEASE
+    """The same of one that is frozen."""
+
+    keeps = False
+    """Whether a broker that is killed has kept what it confirmed."""
 
     @pytest.fixture
     def anyio_backend(self) -> tuple[str, dict[str, bool]]:
@@ -104,9 +151,23 @@ class Conformance:
         """Put a message on the queue that none of us made."""
         raise NotImplementedError
 
+    async def inboxes(self, server: Any) -> int:
+        """How many inboxes the server has."""
+        raise NotImplementedError
+
+    async def lose(self, worker: Worker) -> None:
+        """Take from a worker that lives what it holds; without more, its leases end since it does not beat."""
+
+    def open(self, server: Any) -> Broker:
+        return open_broker(server.url, lease=LEASE)
+
+    def holder(self, server: Any, name: str, starts: int, number: int) -> list[str]:
+        """The command that runs `hold`."""
+        return [sys.executable, "-m", "safelight.conformance", server.url, name, str(starts), str(int(number))]
+
     @asynccontextmanager
     async def end(self, server: Any) -> AsyncIterator[Broker]:
-        broker = open_broker(server.url, lease=LEASE)
+        broker = self.open(server)
         await broker.connect()
         try:
             yield broker
@@ -129,12 +190,24 @@ class Conformance:
         async with self.end(server) as broker:
             yield Worker(broker, name)
 
+    async def killed(self, server: Any, name: str, starts: int = 0) -> None:
+        """A worker takes a job, perhaps starts it, and is killed."""
+        process = await asyncio.create_subprocess_exec(*self.holder(server, name, starts, signal.SIGKILL))
+        assert await process.wait() == -signal.SIGKILL
+
+    @staticmethod
+    async def nothing_waits(gateway: Broker) -> None:
+        """Nothing waits or is worked on; what was acknowledged may go a moment later."""
+        await until(lambda: is_equal(gateway.backlog, 0))
+
     async def test_round_trip(self, server: Any) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
             job = a_job(inbox.name, image=bytes(range(256)), traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01")
             await gateway.send(job)
             delivery = await worker.take()
             assert (delivery.job, delivery.starts) == (job, 0)
+            await worker.broker.beat([delivery], presence_of("worker-0", free=1))
+            await until(gateway.presence)
             assert await gateway.backlog() == 1
             await worker.broker.start(delivery, 1)
             await worker.answer(delivery, facts={"size": "1kb"}, notes={"mirror": "lossless"}, image=b"result", work=7)
@@ -147,7 +220,8 @@ class Conformance:
                 notes={"mirror": "lossless"},
                 image=b"result",
             )
-            assert await gateway.backlog() == 0
+            await worker.broker.beat([], presence_of("worker-0"))
+            await self.nothing_waits(gateway)
             await worker.nothing()
 
     async def test_images_up_to_the_upload_limit(self, server: Any) -> None:
@@ -160,28 +234,61 @@ class Conformance:
             await worker.answer(delivery, image=image)
             assert (await inbox.reply_to(job)).image == image
 
-    async def test_a_thousand_jobs_and_two_gateways_whose_replies_never_cross(self, server: Any) -> None:
+    async def test_thousands_of_jobs_and_two_gateways_whose_replies_never_cross(self, server: Any) -> None:
         async with self.gateway(server) as one, self.gateway(server) as two, self.worker(server) as worker:
-            jobs = {end: [a_job(end[1].name, str(n).encode()) for n in range(500)] for end in (one, two)}
+            jobs = {end: [a_job(end[1].name, str(n).encode()) for n in range(1_000)] for end in (one, two)}
             await asyncio.gather(*(end[0].send(job) for end, sent in jobs.items() for job in sent))
-            for _ in range(1_000):
+            for _ in range(2_000):
                 delivery = await worker.take()
                 await worker.answer(delivery, image=delivery.job.image)
             for end, sent in jobs.items():
                 await asyncio.gather(*(end[1].reply_to(job) for job in sent))
                 assert {r.id: r.image for r in end[1].replies} == {job.id: job.image for job in sent}
-                assert len(end[1].replies) == 500
+                assert len(end[1].replies) == 1_000
 
-    async def test_a_job_starts_elsewhere_when_its_lease_ends(self, server: Any) -> None:
-        async with self.gateway(server) as (gateway, inbox), self.worker(server, "killed") as killed:
+    async def test_a_killed_workers_job_starts_elsewhere(self, server: Any) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server, "other") as other:
             job = a_job(inbox.name)
             await gateway.send(job)
-            await killed.take()
+            await self.killed(server, "killed")
             begun = time.monotonic()
+            delivery = await other.take(60)
+            assert (delivery.job, delivery.starts) == (job, 0)
+            assert time.monotonic() - begun <= self.redelivery
+
+    async def test_a_frozen_workers_job_starts_elsewhere(self, server: Any) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server, "other") as other:
+            await gateway.send(job := a_job(inbox.name))
+            command = self.holder(server, "frozen", 0, signal.SIGSTOP)
+            frozen = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+            try:
+                assert frozen.stdout is not None
+                assert await frozen.stdout.readline() == b"frozen holds a job\n"
+                begun = time.monotonic()
+                assert (await other.take(60)).job == job
+                assert time.monotonic() - begun <= self.frozen_redelivery
+            finally:
+                frozen.kill()
+                await frozen.wait()
+
+    async def test_a_start_written_just_before_sigkill_arrives(self, server: Any) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server, "other") as other:
+            await gateway.send(a_job(inbox.name))
+            await self.killed(server, "killed", starts=1)
+            assert (await other.take(60)).starts == 1
+
+    async def test_what_a_dead_worker_held_comes_first(self, server: Any) -> None:
+        async with self.gateway(server) as (gateway, inbox):
+            jobs = [a_job(inbox.name) for _ in range(3)]
+            async with self.worker(server, "leaves") as leaves:
+                for job in jobs:
+                    await gateway.send(job)
+                for _ in range(2):
+                    await leaves.take()
+            await asyncio.sleep(LEASE)  # where a lease is, it ends
             async with self.worker(server, "other") as other:
-                delivery = await other.take()
-                assert delivery.job == job
-                assert time.monotonic() - begun >= LEASE * 0.9
+                *first, last = [(await other.take()).job.id for _ in jobs]
+                assert ({*first}, last) == ({jobs[0].id, jobs[1].id}, jobs[2].id)
 
     async def test_a_renewed_lease_does_not_end(self, server: Any) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server, "holder") as holder:
@@ -200,10 +307,10 @@ class Conformance:
     async def test_waiting_is_no_attempt_and_a_start_is(self, server: Any) -> None:
         async with self.gateway(server) as (gateway, inbox):
             await gateway.send(a_job(inbox.name))
-            for n in range(4):  # waits in a worker that dies
+            for n in range(4):  # waits in a worker that leaves
                 async with self.worker(server, f"waits-{n}") as worker:
                     assert (await worker.take()).starts == 0
-            for n in range(3):  # starts in a worker that dies
+            for n in range(3):  # starts in a worker that leaves
                 async with self.worker(server, f"starts-{n}") as worker:
                     delivery = await worker.take()
                     assert delivery.starts == n
@@ -219,7 +326,6 @@ class Conformance:
             async with self.worker(server, "other") as other:
                 again = await other.take(seconds=LEASE)
                 assert (again.job.id, again.job.image, again.starts) == (job.id, job.image, 1)
-                assert await gateway.backlog() == 1
                 await other.broker.start(again, 2)
             async with self.worker(server, "third") as third:
                 last = await third.take()
@@ -228,37 +334,45 @@ class Conformance:
                 assert await inbox.reply_to(job)
 
     async def test_presence_expires_and_is_taken_back(self, server: Any) -> None:
-        async with self.end(server) as gateway:
+        async with self.gateway(server) as (gateway, inbox):
 
             async def names() -> set[str]:
                 return {presence.worker for presence in await gateway.presence()}
 
+            await until(lambda: is_true(lambda: inbox.renewed >= 0))
             async with self.worker(server, "leaves") as leaves, self.worker(server, "freezes") as freezes:
-                await leaves.broker.beat([], presence_of("leaves"))
-                await freezes.broker.beat([], presence_of("freezes", free=2))
-                assert await names() == {"leaves", "freezes"}
-                shown = next(p for p in await gateway.presence() if p.worker == "freezes")
-                assert (shown.operations, shown.free, shown.slots) == (["mirror", "size"], 2, 2)
+                await freezes.broker.beat([], presence_of("freezes", free=1))
                 begun = time.monotonic()
-                await until(lambda: _is(names, set()))
-                assert time.monotonic() - begun >= LEASE
                 await leaves.broker.beat([], presence_of("leaves"))
-                assert await names() == {"leaves"}
-            assert await names() == set()
+                await until(lambda: is_equal(names, {"leaves", "freezes"}))
+                shown = next(p for p in await gateway.presence() if p.worker == "freezes")
+                assert (shown.operations, shown.free, shown.slots) == (["mirror", "size"], 1, 2)
+                await until(lambda: is_equal(names, set()))
+                assert time.monotonic() - begun >= 2 * LEASE
+                await leaves.broker.beat([], presence_of("leaves"))
+                await until(lambda: is_equal(names, {"leaves"}))
+            begun = time.monotonic()
+            await until(lambda: is_equal(names, set()))
+            assert time.monotonic() - begun < LEASE
 
     async def test_a_withdrawn_job_is_not_handed_out(self, server: Any) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
-            job = a_job(inbox.name)
-            await gateway.send(job)
-            await gateway.withdraw(job)
-            assert await gateway.backlog() == 0
-            await worker.nothing()
+            await worker.broker.beat([], presence_of("worker-0"))
+            withdrawn, job = a_job(inbox.name), a_job(inbox.name)
+            for each in (withdrawn, job):
+                await gateway.send(each)
+            await gateway.withdraw(withdrawn)
+            await worker.broker.beat([], presence_of("worker-0"))
+            delivery = await worker.take()
+            assert delivery.job == job
+            await worker.answer(delivery)
+            await self.nothing_waits(gateway)
 
     async def test_the_holder_of_a_withdrawn_job_learns_by_its_beat(self, server: Any) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
             kept, job = a_job(inbox.name), a_job(inbox.name)
-            for sent in (kept, job):
-                await gateway.send(sent)
+            for each in (kept, job):
+                await gateway.send(each)
             held = [await worker.take(), await worker.take()]
             assert await worker.broker.beat(held, presence_of("worker-0")) == []
             await gateway.withdraw(job)
@@ -278,14 +392,18 @@ class Conformance:
             await worker.broker.give_back(first, 0)
             lost = await until(lambda: worker.broker.beat([second], presence_of("worker-0")))
             assert [delivery.job.id for delivery in lost] == [held.id]
-            await worker.nothing()
-            assert await gateway.backlog() == 0
+            await gateway.send(job := a_job(inbox.name))
+            assert (await worker.take()).job == job
+            await worker.broker.beat([], presence_of("worker-0", free=1))
+            await until(gateway.presence)
+            await until(lambda: is_equal(gateway.backlog, 1))
 
     async def test_two_replies_to_one_job(self, server: Any) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server, "slow") as slow:
             job, next_job = a_job(inbox.name), a_job(inbox.name)
             await gateway.send(job)
             late = await slow.take()
+            await self.lose(slow)
             async with self.worker(server, "quick") as quick:
                 await quick.answer(await quick.take())
                 await inbox.reply_to(job)
@@ -293,7 +411,7 @@ class Conformance:
                 await gateway.send(next_job)
                 await quick.answer(await quick.take())
                 await inbox.reply_to(next_job)
-                assert await gateway.backlog() == 0
+                await self.nothing_waits(gateway)
 
     async def test_quarantine(self, server: Any) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
@@ -306,7 +424,7 @@ class Conformance:
             reply = Reply(id=job.id, worker="worker-0", error="quarantined", detail="kept")
             await worker.broker.quarantine(delivery, record, reply)
             assert (await inbox.reply_to(job)).error == "quarantined"
-            assert await gateway.backlog() == 0
+            await self.nothing_waits(gateway)
             assert await gateway.quarantined() == [record]
             assert await gateway.take_out(job.id) == (record, b"poison")
             assert await gateway.drop(job.id) is True
@@ -335,12 +453,12 @@ class Conformance:
             await gateway.send(job)
             await worker.answer(await worker.take())
             await inbox.reply_to(job)
-            assert await gateway.backlog() == 0
+            await self.nothing_waits(gateway)
             [record] = await gateway.quarantined()
             assert record.cause.startswith("not a job: ")
             assert record.size == len(body)
 
-    async def test_a_restarted_broker_that_kept_nothing(self, server: Any) -> None:
+    async def test_a_broker_killed_and_restarted_in_mid_flight(self, server: Any) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
             job = a_job(inbox.name)
             await gateway.send(job)
@@ -351,8 +469,8 @@ class Conformance:
             with pytest.raises(BrokerAwayError):
                 await worker.broker.beat([held], presence_of("worker-0"))
             server.start()
-            await until(lambda: _is_true(lambda: inbox.renewed > 0), seconds=3)
-            await gateway.send(job)
+            await until(lambda: is_true(lambda: self.keeps or inbox.renewed > 0), seconds=10)
+            await until(lambda: sent(gateway, job), seconds=30)
             await worker.answer(await worker.take())
             await inbox.reply_to(job)
 
@@ -368,12 +486,57 @@ class Conformance:
                 await worker.answer(await worker.take())
             await worker.answer(await worker.take())
             async with self.end(server) as other:
-                assert await other.backlog() == 0
+                await self.nothing_waits(other)
+            assert await self.inboxes(server) == 0
+
+    async def test_workers_come_and_go_under_load(self, server: Any) -> None:
+        async with self.gateway(server) as (gateway, inbox):
+            jobs = [a_job(inbox.name, str(n).encode()) for n in range(200)]
+            sending = asyncio.create_task(_send_all(gateway, jobs))
+            answered: set[str] = set()
+
+            async def work(name: str, most: int) -> None:
+                async with self.worker(server, name) as worker:
+                    for _ in range(most):
+                        delivery = await worker.take(60)
+                        await worker.answer(delivery, image=delivery.job.image)
+                        answered.add(delivery.job.id)
+                    held = [await worker.take(60)]  # and leaves with a job in its hands
+                    assert held
+
+            for shift in range(3):
+                await asyncio.gather(*(work(f"{shift}-{n}", 10) for n in range(3)))
+            await sending
+            async with self.worker(server, "last") as last:
+                while len(answered) < len(jobs):
+                    delivery = await last.take(60)
+                    await last.answer(delivery, image=delivery.job.image)
+                    answered.add(delivery.job.id)
+            for job in jobs:
+                assert (await inbox.reply_to(job)).image == job.image
 
 
-async def _is(read: Callable[[], Awaitable[Any]], wanted: Any) -> bool:
+async def sent(gateway: Broker, job: Job) -> bool:
+    """Whether a job could be sent; false while the broker is away."""
+    try:
+        await gateway.send(job)
+    except BrokerAwayError:
+        return False
+    return True
+
+
+async def _send_all(gateway: Broker, jobs: list[Job]) -> None:
+    for job in jobs:
+        await gateway.send(job)
+
+
+async def is_equal(read: Callable[[], Awaitable[Any]], wanted: Any) -> bool:
     return bool(await read() == wanted)
 
 
-async def _is_true(condition: Callable[[], bool]) -> bool:
+async def is_true(condition: Callable[[], bool]) -> bool:
     return condition()
+
+
+if __name__ == "__main__":
+    asyncio.run(hold(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))

@@ -1,0 +1,705 @@
+"""C2: RabbitMQ (3.10 to 4.x), by a quorum queue for jobs and a queue for each gateway and each worker.
+
+Theory of operation. A job is a message of one quorum queue; a delivery that is not acknowledged is its lease, which
+ends with the connection of whoever holds it (or with its heartbeats, when the holder is frozen). A worker has as many
+consumers as it has asked for jobs at once, each with a prefetch of 1, so it holds no more than it can start soon.
+A reply is published and confirmed before its job is acknowledged, which deletes the job.
+
+A queue cannot be written to in the middle, so a job's **starts** are told to the gateway that waits for it, which keeps
+them as long as it waits. A worker that is handed a job for the second time asks that gateway; where there is none any
+more, nobody waits for the job. (The broker's own count, `x-delivery-count`, does not tell a job that merely waited in
+a worker that died from one that was at work in it, and its meaning changed in 4.3: it counts when a gateway is silent.
+Streams would keep starts, but those of 3.10 did not come back after the broker was killed.) Signs of life go to all
+gateways, withdrawals to all workers.
+
+============================= ============== ======================================================================
+name                          kind           what
+============================= ============== ======================================================================
+`safelight.jobs`              quorum queue   bounded in number, refuses what is over; a message expires late
+`safelight.inbox.ID`          classic queue  a gateway's: replies, starts and questions for them, presence;
+                                             expires a minute after its consumer is gone
+`safelight.worker.ID`         exclusive one  a worker's: withdrawals, answers to its questions, its own marks
+`safelight.quarantine`        classic queue  Quarantined with its image; bounded by number, bytes and age
+`safelight.presence`          fanout         Presence, to all inboxes; one without slots has left
+`safelight.withdrawn`         fanout         the inbox and the id of a job that nobody waits for, to all workers
+============================= ============== ======================================================================
+
+All but the exclusive ones are durable, and declared anew with each connection. A message's header is the AMQP header
+`safelight`; its AMQP type tells the kind where there are several.
+https://www.rabbitmq.com/docs/quorum-queues, https://www.rabbitmq.com/docs/confirms, https://www.rabbitmq.com/docs/alarms
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import aiormq
+from aiormq import exceptions as driver
+from aiormq import spec
+from msgspec.structs import replace
+
+from safelight.brokers import Delivery, Renewed
+from safelight.errors import (
+    BrokerAwayError,
+    BrokerFullError,
+    ConfigurationError,
+    ImageError,
+    MalformedMessageError,
+    SafelightError,
+    TooLargeError,
+)
+from safelight.message import Job, Presence, Quarantined, Reply, decode, encode, new_id, now_ms
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
+
+__all__ = ["RabbitBroker"]
+
+log = logging.getLogger(__name__)
+logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # it tells each lost connection by several tracebacks
+
+HEADER = "safelight"
+JOBS, INBOX, WORKER, QUARANTINE = "safelight.jobs", "safelight.inbox.", "safelight.worker.", "safelight.quarantine"
+PRESENCE, WITHDRAWN = "safelight.presence", "safelight.withdrawn"
+GIVEN_UP = -1  # in place of a count of starts: nobody waits for the job
+# Types of messages.
+REPLY, START, QUESTION, ANSWER, MARK, WITHDRAWAL = "reply", "start", "question", "answer", "mark", "withdrawal"
+
+OLDEST_VERSION = (3, 10)  # the first whose quorum queues let messages expire
+ANSWER_SECONDS = 5.0
+GATEWAY_SECONDS = 2.0  # a gateway that says nothing for so long is as good as dead
+BLOCKED_SECONDS = 0.2  # a connection that may not publish for so long is refused (an alarm of memory or disk)
+LOOK_SECONDS = 1.0
+DELETED_SECONDS = 1.0  # a queue declared anew while it is being deleted is deleted with all that it took (3.10)
+CLOSE_SECONDS = 1.0
+RECONNECT_SECONDS = 0.1
+HEARTBEAT_SECONDS = 4  # three times as long without a sign, and the other end is gone
+OLDEST_JOB_SECONDS = 360  # the longest timeout is 300 s; what is older has been answered
+EXPIRY_GRACE_MS = 60_000  # after its deadline; gateways' and workers' clocks decide what is late, this only cleans up
+SMALL_MESSAGE_BYTES = 256 * 1024
+READ_COUNT = 64
+
+LIMITS = {"x-max-length": 20_000, "x-overflow": "reject-publish"}
+QUEUES: dict[str, dict[str, Any]] = {
+    JOBS: {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000, **LIMITS},
+    QUARANTINE: {"x-max-length": 100, "x-max-length-bytes": 256 * 1024 * 1024, "x-message-ttl": 7 * 24 * 3_600_000},
+}
+INBOX_ARGUMENTS: dict[str, Any] = {"x-expires": 60_000, **LIMITS}
+WORKER_ARGUMENTS: dict[str, Any] = {"x-max-length": 20_000}
+
+# "PRECONDITION_FAILED - message size 33554432 is larger than configured max size 16777216"
+TOO_LARGE = re.compile(r"message size \d+ .* max size (\d+)")
+AWAY = (driver.AMQPError, OSError, RuntimeError, TimeoutError)  # what the driver raises when a connection is lost
+REFUSED = (driver.AuthenticationError, driver.ProbableAuthenticationError, driver.ConnectionNotAllowed)
+
+
+class _UnroutableError(Exception):
+    """There is no queue of that name."""
+
+
+class _Handle(NamedTuple):
+    """A delivery: the channel and the consumer that it came by, its number there, and the message's own id."""
+
+    channel: AbstractChannel
+    consumer: str
+    tag: int
+    message: str
+
+
+Arrivals = asyncio.Queue["DeliveredMessage | None"]  # None: the channel was closed, or its consumer cancelled
+
+
+class _Link:
+    """One connection and one channel on it, made when needed and anew when lost, with all queues declared.
+
+    Publishing and consuming have one each: a broker that is short of memory or disk stops reading from connections
+    that publish, and acknowledgements must get through.
+    """
+
+    def __init__(self, url: str, *, confirms: bool) -> None:
+        self._url = url
+        self._confirms = confirms
+        self._making = asyncio.Lock()
+        self._connection: AbstractConnection | None = None
+        self._channel: AbstractChannel | None = None
+
+    async def channel(self) -> AbstractChannel:
+        """The channel, which is another one if the last was closed. `BrokerAwayError`, `ConfigurationError`."""
+        async with self._making:
+            if self._channel is None or self._channel.is_closed:
+                self._channel = await self._opened()
+            return self._channel
+
+    async def extra(self) -> AbstractChannel:
+        """A channel of the caller's own on the same connection."""
+        async with self._making:
+            return await self._opened()
+
+    async def _opened(self) -> AbstractChannel:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                if self._connection is None or not self._connection.is_opened:
+                    await self.close()
+                    self._connection = await self._connected()
+                return await self._connection.channel(publisher_confirms=self._confirms, on_return_raises=True)
+        except REFUSED as exc:
+            raise ConfigurationError(f"The broker refuses the user, the password or the virtual host: {exc}.") from exc
+        except AWAY as exc:
+            log.debug("cannot connect: %r", exc)
+            raise BrokerAwayError from exc
+
+    async def _connected(self) -> AbstractConnection:
+        connection = await aiormq.connect(self._url)
+        try:
+            await self._declare(await connection.channel())
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    @staticmethod
+    async def _declare(channel: AbstractChannel) -> None:
+        try:
+            for name, arguments in QUEUES.items():
+                await channel.queue_declare(name, durable=True, arguments=arguments)
+            for name in (PRESENCE, WITHDRAWN):
+                await channel.exchange_declare(name, exchange_type="fanout", durable=True)
+        except driver.ChannelPreconditionFailed as exc:
+            raise ConfigurationError(
+                f"The broker has something of another kind under a name that is needed; delete it, or use another "
+                f"virtual host: {exc}."
+            ) from exc
+        await channel.close()
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            with suppress(*AWAY):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await self._connection.close()
+
+
+class RabbitBroker:
+    """A broker at `amqp://user:password@host:port/vhost` or `amqps://` (TLS); `lease` in seconds, of presence alone.
+
+    A query holds aiormq's options (`?cafile=/ca.pem`): https://github.com/mosquito/aiormq#url-parameters
+    """
+
+    def __init__(self, url: str, *, lease: float) -> None:
+        if "heartbeat=" not in url:
+            url += ("&" if "?" in url else "?") + f"heartbeat={HEARTBEAT_SECONDS}"
+        self._lease = lease
+        self._publishing = _Link(url, confirms=True)
+        self._consuming = _Link(url, confirms=False)
+        self._proven = SMALL_MESSAGE_BYTES  # so much the broker takes
+        self._largest: int | None = None  # and no more than this, as it told when it refused a message
+        self._inbox: str | None = None
+        self._sent: dict[str, dict[str, int]] = {}  # job -> its messages, and how often each was started
+        self._workers: dict[str, tuple[Presence, float]] = {}  # with the time of its arrival, on our monotonic clock
+        # A worker's.
+        self._worker: str | None = None
+        self._jobs: AbstractChannel | None = None
+        self._consumers: list[str] = []
+        self._arrivals = Arrivals()
+        self._held: set[_Handle] = set()
+        self._control: AbstractChannel | None = None
+        self._control_queue = WORKER + new_id()
+        self._opening_control = asyncio.Lock()
+        self._expected: dict[str, asyncio.Future[bytes]] = {}  # what this worker waits for on its own queue
+        self._withdrawn: dict[bytes, float] = {}
+
+    async def connect(self) -> None:
+        """Connect, look at the server's version, and declare all queues."""
+        await self._consuming.channel()
+        told = str((await self._publishing.channel()).connection.server_properties.get("version", ""))
+        if tuple(map(int, re.findall(r"\d+", told)[:2])) < OLDEST_VERSION:
+            raise ConfigurationError(
+                f"The broker is RabbitMQ {told}; it must be {'.'.join(map(str, OLDEST_VERSION))} or later."
+            )
+
+    async def close(self) -> None:
+        """Take back this worker's presence or delete this gateway's inbox, then close."""
+        with suppress(SafelightError, TimeoutError, *AWAY):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                if self._worker is not None:
+                    await self._announce(Presence(worker=self._worker, operations=[], free=0, slots=0))
+                if self._inbox is not None:
+                    await (await self._consuming.channel()).queue_delete(self._inbox)
+        await self._publishing.close()
+        await self._consuming.close()
+
+    async def _publish(
+        self,
+        queue: str,
+        header: bytes,
+        body: bytes = b"",
+        *,
+        exchange: str = "",
+        kind: str | None = None,
+        message_id: str | None = None,
+        reply_to: str | None = None,
+        expires_ms: int | None = None,
+        is_mandatory: bool = False,
+    ) -> None:
+        """Put a message on a queue, or on all of an exchange; done when the broker has confirmed it.
+
+        `TooLargeError`; `BrokerFullError` when the queue refuses it or an alarm of the broker's stops all writing;
+        `_UnroutableError` when it `is_mandatory` and the queue is not there.
+        """
+        if self._largest is not None and len(body) > self._largest:
+            raise self._too_large()
+        properties = spec.Basic.Properties(
+            headers={HEADER: header.decode()},
+            delivery_mode=2,
+            message_type=kind,
+            message_id=message_id,
+            reply_to=reply_to,
+            expiration=None if expires_ms is None else str(max(0, expires_ms)),
+        )
+        message = {"exchange": exchange, "routing_key": queue, "properties": properties, "mandatory": is_mandatory}
+        if len(body) <= self._proven:
+            await self._confirmed(await self._publishing.channel(), body, message)
+            return
+        # A broker that refuses a message for its size closes the channel, and all that is under way on it.
+        channel = await self._publishing.extra()
+        try:
+            await self._confirmed(channel, body, message)
+        finally:
+            with suppress(*AWAY):
+                await channel.close()
+        self._proven = len(body)
+
+    async def _confirmed(self, channel: AbstractChannel, body: bytes, message: dict[str, Any]) -> None:
+        await _writable(channel)
+        try:
+            await channel.basic_publish(body, **message, timeout=ANSWER_SECONDS)
+        except driver.PublishError as exc:
+            raise _UnroutableError from exc
+        except driver.DeliveryError as exc:
+            raise BrokerFullError from exc
+        except driver.ChannelPreconditionFailed as exc:
+            if (told := TOO_LARGE.search(str(exc))) is None:
+                raise BrokerAwayError from exc
+            self._largest = int(told[1])
+            raise self._too_large() from exc
+        except TimeoutError as exc:
+            await _writable(channel)
+            await self._publishing.close()
+            raise BrokerAwayError from exc
+        except AWAY as exc:
+            raise BrokerAwayError from exc
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(f"The broker takes no message of more than {self._largest:,} bytes.")
+
+    # The gateway's.
+
+    async def send(self, job: Job) -> None:
+        """Publish to the queue of jobs; its message has an id of its own, since one job may be sent again."""
+        self._sent.setdefault(job.id, {})
+        await self._send(job, new_id())
+
+    async def _send(self, job: Job, message: str) -> None:
+        header, body = encode(job)
+        expires = job.deadline - now_ms() + EXPIRY_GRACE_MS
+        try:
+            await self._publish(JOBS, header, body, message_id=message, expires_ms=expires, is_mandatory=True)
+        except _UnroutableError as exc:  # the queue was deleted: a new connection declares it anew
+            await asyncio.sleep(DELETED_SECONDS)
+            await self._publishing.close()
+            raise BrokerAwayError from exc
+
+    async def withdraw(self, job: Job) -> None:
+        """Tell all workers; the job stays on the queue until one of them throws it away."""
+        self._sent.pop(job.id, None)
+        await self._publish("", _withdrawal(job), exchange=WITHDRAWN, kind=WITHDRAWAL)
+
+    async def replies(self, inbox: str) -> AsyncIterator[Reply | Renewed]:
+        """Consume from the inbox; what is still there after a lost connection has lost nothing, nor have the jobs."""
+        self._inbox = INBOX + inbox
+        is_new = True
+        while True:
+            try:
+                is_new = is_new or not await self._has_inbox(self._inbox)
+                arrivals = await self._open_inbox(self._inbox)
+            except SafelightError as exc:
+                log.debug("no inbox: %s", exc.detail)
+                await asyncio.sleep(RECONNECT_SECONDS)
+                continue
+            if is_new:
+                yield Renewed()
+            is_new = False
+            while (message := await arrivals.get()) is not None:
+                with suppress(*AWAY):
+                    await message.channel.basic_ack(message.delivery_tag or 0, wait=False)
+                if (reply := await self._reply(message)) is not None:
+                    yield reply
+
+    async def _reply(self, message: DeliveredMessage) -> Reply | None:
+        """The reply in a message of the inbox; all that is none is dealt with here."""
+        header, kind = _header(message), message.header.properties.message_type
+        try:
+            if kind == REPLY:
+                reply = decode(Reply, header, message.body)
+                self._sent.pop(reply.id, None)
+                return reply
+            if kind in (START, QUESTION):
+                await self._told_of_starts(kind, header, message.header.properties.reply_to or "")
+            else:
+                self._seen(decode(Presence, header))
+        except (MalformedMessageError, ValueError) as exc:
+            log.warning("a message in the inbox cannot be read and is ignored: %s", exc)
+        return None
+
+    async def _told_of_starts(self, kind: str, header: bytes, worker: str) -> None:
+        job, message, count = header.decode().split()
+        counts = self._sent.get(job)
+        if kind == START:
+            if counts is not None:
+                counts[message] = int(count)
+            return
+        told = b"%d" % (GIVEN_UP if counts is None else counts.get(message, 0))
+        with suppress(SafelightError):
+            await self._publish(worker, told, kind=ANSWER, message_id=message)
+
+    async def _has_inbox(self, name: str) -> bool:
+        channel = await self._consuming.extra()
+        with _away():
+            try:
+                await channel.queue_declare(name, passive=True, timeout=ANSWER_SECONDS)
+            except driver.ChannelNotFoundEntity:
+                return False
+            await channel.close()
+        return True
+
+    async def _open_inbox(self, name: str) -> Arrivals:
+        channel = await self._consuming.extra()
+        with _away():
+            await channel.queue_declare(name, durable=True, arguments=INBOX_ARGUMENTS)
+            await channel.queue_bind(name, PRESENCE)
+            await channel.basic_qos(prefetch_count=READ_COUNT)
+            return await _arrivals(channel, name)
+
+    async def presence(self) -> list[Presence]:
+        """Whose sign of life came to the inbox within two leases; `BrokerAwayError` if the broker does not answer."""
+        await self.backlog()
+        now = time.monotonic()
+        self._workers = {name: seen for name, seen in self._workers.items() if now - seen[1] <= 2 * self._lease}
+        return [presence for presence, _ in self._workers.values()]
+
+    def _seen(self, presence: Presence) -> None:
+        self._workers.pop(presence.worker, None)
+        if presence.slots:
+            self._workers[presence.worker] = (presence, time.monotonic())
+
+    async def backlog(self) -> int:
+        """What the queue has ready, and what workers hold by their last word: AMQP tells only the first."""
+        channel = await self._consuming.channel()
+        with _away():
+            told = await channel.queue_declare(JOBS, passive=True, timeout=ANSWER_SECONDS)
+        held = sum(presence.slots - presence.free for presence, _ in self._workers.values())
+        return (told.message_count or 0) + held
+
+    # The worker's.
+
+    async def jobs(self, worker: str, stopping: Callable[[], bool]) -> AsyncIterator[Delivery]:
+        """Consume; what was handed out and is unacknowledged when a connection ends comes first, to whom it may."""
+        self._worker = worker
+        while not stopping():
+            try:
+                delivery = await self._next()
+            except SafelightError as exc:
+                log.debug("no job: %s", exc.detail)
+                await asyncio.sleep(RECONNECT_SECONDS)
+                continue
+            if delivery is not None:
+                yield delivery
+        await self._stop_consuming()
+
+    async def _next(self) -> Delivery | None:
+        if self._jobs is None or self._jobs.is_closed:
+            self._jobs = await self._open_jobs()
+        if len(self._consumers) <= len(self._held):
+            with _away():
+                told = await self._jobs.basic_consume(JOBS, self._arrivals.put, timeout=ANSWER_SECONDS)
+            self._consumers.append(told.consumer_tag or "")
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                message = await self._arrivals.get()
+        except TimeoutError:
+            return None
+        if message is None:  # closed, or the queue was deleted
+            with suppress(*AWAY):
+                await self._jobs.close()
+                await asyncio.sleep(DELETED_SECONDS)
+            return None
+        try:
+            return await self._delivery(message)
+        except SafelightError:
+            await self._refuse(message)
+            raise
+
+    async def _open_jobs(self) -> AbstractChannel:
+        await self._open_control()
+        channel = await self._consuming.extra()
+        self._consumers, self._held, self._arrivals = [], set(), Arrivals()
+        _tell_end(channel, self._arrivals)
+        with _away():
+            await channel.queue_declare(JOBS, durable=True, arguments=QUEUES[JOBS], timeout=ANSWER_SECONDS)
+            await channel.basic_qos(prefetch_count=1)  # of each consumer
+        return channel
+
+    async def _delivery(self, message: DeliveredMessage) -> Delivery | None:
+        """The job in a message; what is not a job is kept aside, and what was withdrawn is thrown away."""
+        handle = _handle(message)
+        self._held.add(handle)
+        try:
+            job = decode(Job, _header(message), message.body)
+        except MalformedMessageError as exc:
+            log.warning("a message on the queue is %s; it is kept in quarantine", exc.detail)
+            await self._keep_aside(
+                Quarantined(id=new_id(), cause=exc.detail, attempts=0, worker="", at=now_ms(), size=len(message.body)),
+                message.body,
+            )
+            await self._acknowledge(handle)
+            return None
+        if _withdrawal(job) in self._withdrawn:
+            await self._acknowledge(handle)
+            return None
+        starts = await self._starts(job, message) if message.redelivered else 0
+        if starts == GIVEN_UP:
+            await self._acknowledge(handle)
+            return None
+        return Delivery(job, job.starts + starts, handle)
+
+    async def _starts(self, job: Job, message: DeliveredMessage) -> int:
+        """How often this message was started, as its gateway knows; `GIVEN_UP` if nobody waits for it."""
+        name, queue = message.header.properties.message_id or "", INBOX + job.reply_to
+        try:
+            told = await self._asked(name, queue, f"{job.id} {name} 0".encode(), QUESTION)
+            return int(told)
+        except _UnroutableError:
+            return GIVEN_UP
+        except TimeoutError:
+            return int(str((message.header.properties.headers or {}).get("x-delivery-count", 0)))
+
+    async def _asked(self, name: str, queue: str, header: bytes, kind: str) -> bytes:
+        """What comes back to this worker's own queue under `name`, after a message to `queue`."""
+        await self._open_control()
+        expected: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._expected[name] = expected
+        try:
+            await self._publish(
+                queue, header, kind=kind, message_id=name, reply_to=self._control_queue, is_mandatory=True
+            )
+            async with asyncio.timeout(GATEWAY_SECONDS):
+                return await expected
+        finally:
+            del self._expected[name]
+
+    async def _learn(self) -> None:
+        """Return when all is known that others have told before this call."""
+        try:
+            await self._asked(new_id(), self._control_queue, b"", MARK)
+        except (TimeoutError, _UnroutableError) as exc:
+            raise BrokerAwayError from exc
+
+    async def _open_control(self) -> None:
+        async with self._opening_control:
+            if self._control is not None and not self._control.is_closed:
+                return
+            channel = await self._consuming.extra()
+            with _away():
+                name = self._control_queue
+                await channel.queue_declare(name, exclusive=True, arguments=WORKER_ARGUMENTS)
+                await channel.queue_bind(name, WITHDRAWN)
+                await channel.basic_consume(name, self._on_control, no_ack=True, timeout=ANSWER_SECONDS)
+            self._control = channel
+
+    async def _on_control(self, message: DeliveredMessage) -> None:
+        name = message.header.properties.message_id
+        if (expected := self._expected.get(name or "")) is not None:
+            if not expected.done():
+                expected.set_result(_header(message))
+        elif message.header.properties.message_type == WITHDRAWAL:
+            now = time.monotonic()
+            self._withdrawn = {key: at for key, at in self._withdrawn.items() if now - at <= OLDEST_JOB_SECONDS}
+            self._withdrawn[_header(message)] = now
+
+    async def start(self, delivery: Delivery, starts: int) -> None:
+        """Tell the gateway; not confirmed, but written to the connection."""
+        header = f"{delivery.job.id} {delivery.handle.message} {starts - delivery.job.starts}"
+        properties = spec.Basic.Properties(headers={HEADER: header}, delivery_mode=2, message_type=START)
+        channel, inbox = await self._consuming.channel(), INBOX + delivery.job.reply_to
+        with _away():
+            await channel.basic_publish(b"", routing_key=inbox, properties=properties, timeout=ANSWER_SECONDS)
+
+    async def beat(self, held: Sequence[Delivery], presence: Presence) -> list[Delivery]:
+        """Announce; what came by a channel that was closed since, or was withdrawn, is no longer held."""
+        self._worker = presence.worker
+        await self._announce(presence)
+        await self._learn()
+        lost = [
+            each
+            for each in held
+            if each.handle not in self._held
+            or each.handle.channel.is_closed
+            or _withdrawal(each.job) in self._withdrawn
+        ]
+        for delivery in lost:
+            await self._acknowledge(delivery.handle)
+        return lost
+
+    async def _announce(self, presence: Presence) -> None:
+        header, _ = encode(presence)
+        await self._publish("", header, exchange=PRESENCE)
+
+    async def reply(self, delivery: Delivery, reply: Reply) -> None:
+        """Publish to the inbox if it is still there, then acknowledge. A result that is too large is a failure."""
+        inbox = INBOX + delivery.job.reply_to
+        with suppress(_UnroutableError):
+            try:
+                await self._publish(inbox, *encode(reply), kind=REPLY, is_mandatory=True)
+            except TooLargeError as exc:
+                told = Reply(
+                    id=reply.id,
+                    worker=reply.worker,
+                    error=ImageError.code,
+                    detail=f"The result is too large. {exc.detail}",
+                )
+                await self._publish(inbox, *encode(told), kind=REPLY, is_mandatory=True)
+        await self._acknowledge(delivery.handle)
+
+    async def give_back(self, delivery: Delivery, starts: int) -> None:
+        """The same job as a new message, at the end of the queue, then the old one's acknowledgement."""
+        handle: _Handle = delivery.handle
+        if handle not in self._held or handle.channel.is_closed:
+            return  # somebody else has it
+        await self._learn()
+        if _withdrawal(delivery.job) not in self._withdrawn:
+            await self._send(replace(delivery.job, starts=starts), new_id())
+        with suppress(*AWAY):  # its consumer would be handed it at once
+            self._consumers.remove(handle.consumer)
+            await handle.channel.basic_cancel(handle.consumer, timeout=ANSWER_SECONDS)
+        await self._acknowledge(handle)
+
+    async def quarantine(self, delivery: Delivery, record: Quarantined, reply: Reply) -> None:
+        """Keep aside, reply, acknowledge."""
+        await self._keep_aside(record, delivery.job.image)
+        await self.reply(delivery, reply)
+
+    async def _keep_aside(self, record: Quarantined, image: bytes) -> None:
+        await self._publish(QUARANTINE, encode(record)[0], image)
+
+    async def _acknowledge(self, handle: _Handle) -> None:
+        """Delete a message of ours; one whose channel is gone is with somebody else by now."""
+        if handle in self._held:
+            self._held.discard(handle)
+            with suppress(*AWAY):
+                await handle.channel.basic_ack(handle.tag, wait=False)
+
+    async def _refuse(self, message: DeliveredMessage) -> None:
+        """Give a message back to the queue, to whom it may."""
+        self._held.discard(_handle(message))
+        with suppress(*AWAY):
+            await message.channel.basic_nack(message.delivery_tag or 0, requeue=True, wait=False)
+
+    async def _stop_consuming(self) -> None:
+        """Take no more, and give back what has arrived and was not handed out."""
+        if self._jobs is None or self._jobs.is_closed:
+            return
+        with suppress(*AWAY):
+            for tag in self._consumers:
+                await self._jobs.basic_cancel(tag, timeout=ANSWER_SECONDS)
+            self._consumers = []
+            while not self._arrivals.empty():
+                if (message := self._arrivals.get_nowait()) is not None:
+                    await self._refuse(message)
+
+    # A person's.
+
+    @asynccontextmanager
+    async def _kept(self) -> AsyncIterator[list[tuple[Quarantined, DeliveredMessage]]]:
+        """All that is in quarantine, with images; what is not acknowledged meanwhile goes back to its place."""
+        channel = await self._consuming.extra()
+        with _away():
+            found = []
+            while (message := await channel.basic_get(QUARANTINE, timeout=ANSWER_SECONDS)).delivery_tag is not None:
+                with suppress(MalformedMessageError):
+                    found.append((decode(Quarantined, _header(message)), message))
+            try:
+                yield sorted(found, key=lambda each: each[0].at)
+            finally:
+                await channel.basic_nack(0, multiple=True, requeue=True)
+                await channel.close()
+
+    async def quarantined(self) -> list[Quarantined]:
+        """All records, the oldest first; the broker deletes what is too old or too much."""
+        async with self._kept() as found:
+            return [record for record, _ in found]
+
+    async def take_out(self, job_id: str) -> tuple[Quarantined, bytes] | None:
+        """One record with its image."""
+        async with self._kept() as found:
+            return next(((record, message.body) for record, message in found if record.id == job_id), None)
+
+    async def drop(self, job_id: str) -> bool:
+        """Delete one."""
+        async with self._kept() as found:
+            for record, message in found:
+                if record.id == job_id:
+                    await message.channel.basic_ack(message.delivery_tag or 0)
+                    return True
+        return False
+
+
+@contextmanager
+def _away() -> Iterator[None]:
+    """The driver's errors, a lost connection's, as ours."""
+    try:
+        yield
+    except AWAY as exc:
+        raise BrokerAwayError from exc
+
+
+async def _writable(channel: AbstractChannel) -> None:
+    """Return while the broker takes messages; `BrokerFullError` if it has blocked this connection."""
+    try:
+        async with asyncio.timeout(BLOCKED_SECONDS):
+            await channel.connection.ready()
+    except TimeoutError:
+        raise BrokerFullError from None
+
+
+def _tell_end(channel: AbstractChannel, arrivals: Arrivals) -> None:
+    channel.closing.add_done_callback(lambda _: arrivals.put_nowait(None))
+    channel.on_consumer_cancel_callbacks.add(lambda _: arrivals.put_nowait(None))
+
+
+async def _arrivals(channel: AbstractChannel, queue: str) -> Arrivals:
+    """Messages of a queue as they come, and None once no more will."""
+    arrivals = Arrivals()
+    _tell_end(channel, arrivals)
+    await channel.basic_consume(queue, arrivals.put, timeout=ANSWER_SECONDS)
+    return arrivals
+
+
+def _handle(message: DeliveredMessage) -> _Handle:
+    name = message.header.properties.message_id or ""
+    return _Handle(message.channel, message.consumer_tag or "", message.delivery_tag or 0, name)
+
+
+def _header(message: DeliveredMessage) -> bytes:
+    """Our header; empty if there is none."""
+    told = (message.header.properties.headers or {}).get(HEADER, "")
+    return told.encode() if isinstance(told, str) else bytes(told) if isinstance(told, bytes | bytearray) else b""
+
+
+def _withdrawal(job: Job) -> bytes:
+    return f"{job.reply_to}:{job.id}".encode()  # a person may send the same job anew from another inbox

@@ -1,0 +1,97 @@
+"""Debian's rabbitmq-server for the tests, one for all: it takes seconds to start, and queues are soon deleted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from conftest import free_port, wait_until
+
+PROGRAMS = Path("/usr/lib/rabbitmq/bin")
+STARTED_SECONDS = 60.0
+CONFIGURATION = """
+listeners.tcp.1 = 127.0.0.1:{port}
+log.file.level = warning
+disk_free_limit.absolute = 50MB
+"""
+
+
+@dataclass
+class RabbitServer:
+    """One node, with a name, ports and files of its own."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    lookup_port: int = field(default_factory=free_port)
+    node_port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {
+            "HOME": str(self.folder),  # Erlang's cookie
+            "ERL_EPMD_PORT": str(self.lookup_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"tests-{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": str(self.node_port),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",
+        }
+
+    def start(self) -> None:
+        (self.folder / "rabbitmq.conf").write_text(CONFIGURATION.format(port=self.port))
+        (self.folder / "plugins").write_text("[].")
+        self.process = subprocess.Popen(
+            [PROGRAMS / "rabbitmq-server"],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        wait_until(self.answers, STARTED_SECONDS)
+
+    def answers(self) -> bool:
+        """Whether it speaks AMQP: an unknown version of the protocol is answered with the known one."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                connection.sendall(b"AMQP\x00\x00\x00\x00")
+                return connection.recv(8).startswith(b"AMQP")
+        except OSError:
+            return False
+
+    def control(self, *words: str) -> str:
+        """What `rabbitmqctl` says."""
+        command = [PROGRAMS / "rabbitmqctl", "--quiet", *words]
+        return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
+
+    def kill(self) -> None:
+        """SIGKILL to all of the node's processes."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+
+    def freeze(self) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.kill()
+        subprocess.run(["epmd", "-kill"], env=self.environment, check=False, capture_output=True)

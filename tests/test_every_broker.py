@@ -1,0 +1,86 @@
+"""Whole systems on brokers of their own: the seed's answer, and no admitted request fails while parts are killed."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Protocol
+
+import pytest
+from conftest import BrokerServer, System, needed, wait_until
+
+SUCCESS = '{"status": "SUCCESS", "size": "82kb"}'
+REQUESTS = 120
+REFUSED_SECONDS = 60.0  # for so long a request is sent again that was refused with 503
+
+
+class Server(Protocol):
+    url: str
+
+    def kill(self) -> None: ...
+
+    def start(self) -> None: ...
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def broker(request: pytest.FixtureRequest, runtime_folder: Path) -> Iterator[Server]:
+    if request.param == "rabbitmq":
+        node = request.getfixturevalue("rabbit_node")
+        if node.process is None:
+            node.start()
+        yield node
+        return
+    needed("redis-server", "redis-server")
+    server = BrokerServer("redis-server", Path(mkdtemp(dir=runtime_folder)))
+    server.start()
+    yield server
+    server.stop()
+
+
+def _killed_worker(system: System, broker: Server) -> None:
+    system.part("worker").kill()
+
+
+def _killed_child(system: System, broker: Server) -> None:
+    system.part("safelight.worker.child").kill()
+
+
+def _restarted_broker(system: System, broker: Server) -> None:
+    broker.kill()
+    broker.start()
+
+
+def _closed_by_sigterm(system: System, broker: Server) -> None:
+    system.part("worker").terminate()
+
+
+def _answer(system: System, image: bytes) -> str:
+    """The answer to an image; one that was not admitted (503) is sent again."""
+    end = time.monotonic() + REFUSED_SECONDS
+    while (answer := system.post(image)).status_code == 503 and time.monotonic() < end:
+        time.sleep(0.1)
+    return answer.text
+
+
+def test_the_seeds_answer(broker: Server, new_system: Callable[..., System], image: bytes) -> None:
+    system = new_system("--broker", broker.url, "--workers", "1")
+    answer = system.post(image)
+    assert answer.text == SUCCESS
+    assert len(list(system.store.iterdir())) == 1
+
+
+@pytest.mark.parametrize("fault", [_killed_worker, _killed_child, _closed_by_sigterm, _restarted_broker])
+def test_no_admitted_request_fails_through(
+    fault: Callable[[System, Server], None], broker: Server, new_system: Callable[..., System], image: bytes
+) -> None:
+    system = new_system("--broker", broker.url, "--workers", "2")
+    with concurrent.futures.ThreadPoolExecutor(8) as clients:
+        answers = [clients.submit(_answer, system, image) for _ in range(REQUESTS)]
+        wait_until(lambda: sum(answer.done() for answer in answers) > 20)
+        fault(system, broker)
+        texts = [answer.result() for answer in answers]
+    assert texts == [SUCCESS] * REQUESTS
+    assert len(list(system.store.iterdir())) == REQUESTS
