@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -226,3 +227,10 @@ def test_nobody_at_the_address_is_away() -> None:
     broker = open_broker("amqp://127.0.0.1:1/", lease=LEASE)
     with pytest.raises(BrokerAwayError):
         asyncio.run(broker.connect())
+
+
+def test_a_missing_driver_is_an_error_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "safelight.brokers.rabbitmq")
+    monkeypatch.setitem(sys.modules, "aiormq", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'safelight\[rabbitmq\]'"):
+        open_broker("amqp://127.0.0.1/", lease=LEASE)
