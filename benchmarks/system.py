@@ -43,6 +43,7 @@ __all__ = [
 STARTED_SECONDS = 60.0
 ENDED_SECONDS = 30.0
 LOOK_SECONDS = 0.005
+LAST_WORDS = 2_000  # characters
 # What a process of Safelight is, by a word of its command line.
 WORDS = {"safelight.worker.child": "child", "gateway": "gateway", "worker": "worker", "up": "supervisor"}
 
@@ -105,6 +106,12 @@ class Parts:
                 start_new_session=True,
             )
         self._started.append((part, process))
+
+    def last_words(self) -> str:
+        """What those wrote last that have ended by themselves."""
+        ended = [n for n, (_, process) in enumerate(self._started) if process.poll() is not None]
+        logs = [path for n in ended for path in self._folder.glob(f"{n}-*.log")]
+        return "".join(f"\n{path.name}: {path.read_text(errors='replace')[-LAST_WORDS:]}" for path in logs)
 
     def check(self) -> None:
         """Raise `BenchmarkError` if one of them has ended."""
@@ -191,6 +198,8 @@ def running(system: System, folder: Path, *, probe: Callable[[Place], bool], wor
             parts.start(part)
         wait_until(lambda: parts.check() or probe(place))
         yield Running(system, place, parts, time.monotonic() - begun)
+    except BenchmarkError as exc:
+        raise BenchmarkError(f"{exc}{parts.last_words()}") from exc
     finally:
         parts.end()
 
