@@ -29,6 +29,7 @@ class RabbitServer:
     lookup_port: int = field(default_factory=free_port)
     node_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    lookup: subprocess.Popen[bytes] | None = None  # Erlang's names of nodes; else the node leaves one of its own behind
 
     @property
     def url(self) -> str:
@@ -52,6 +53,9 @@ class RabbitServer:
     def start(self) -> None:
         (self.folder / "rabbitmq.conf").write_text(CONFIGURATION.format(port=self.port))
         (self.folder / "plugins").write_text("[].")
+        if self.lookup is None:
+            self.lookup = subprocess.Popen(["epmd"], env=self.environment, stdin=subprocess.DEVNULL)
+            wait_until(self.looks_up)
         self.process = subprocess.Popen(
             [PROGRAMS / "rabbitmq-server"],
             env=self.environment,
@@ -61,6 +65,10 @@ class RabbitServer:
             start_new_session=True,
         )
         wait_until(self.answers, STARTED_SECONDS)
+
+    def looks_up(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.lookup_port)) == 0
 
     def answers(self) -> bool:
         """Whether it speaks AMQP: an unknown version of the protocol is answered with the known one."""
@@ -94,4 +102,6 @@ class RabbitServer:
     def stop(self) -> None:
         if self.process is not None:
             self.kill()
-        subprocess.run(["epmd", "-kill"], env=self.environment, check=False, capture_output=True)
+        if self.lookup is not None:
+            self.lookup.terminate()
+            self.lookup.wait()
