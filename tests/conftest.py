@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 TEST_IMAGE = ROOT / "test_image.jpg"
+SUCCESS = '{"status": "SUCCESS", "size": "82kb"}'  # the seed's answer to that image
 STARTED_SECONDS = 30.0
 
 

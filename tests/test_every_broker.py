@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import concurrent.futures
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Protocol
 
+import httpx
 import pytest
-from conftest import BrokerServer, System, needed, wait_until
+from conftest import SUCCESS, BrokerServer, System, needed, wait_until
 
-SUCCESS = '{"status": "SUCCESS", "size": "82kb"}'
+from safelight.conformance import Server
+
 REQUESTS = 120
 REFUSED_SECONDS = 60.0  # for so long a request is sent again that was refused with 503
-
-
-class Server(Protocol):
-    url: str
-
-    def kill(self) -> None: ...
-
-    def start(self) -> None: ...
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])
@@ -59,10 +51,12 @@ def _closed_by_sigterm(system: System, broker: Server) -> None:
 
 def _answer(system: System, image: bytes) -> str:
     """The answer to an image; one that was not admitted (503) is sent again."""
-    end = time.monotonic() + REFUSED_SECONDS
-    while (answer := system.post(image)).status_code == 503 and time.monotonic() < end:
-        time.sleep(0.1)
-    return answer.text
+
+    def admitted() -> httpx.Response | None:
+        answer = system.post(image)
+        return None if answer.status_code == 503 else answer
+
+    return str(wait_until(admitted, REFUSED_SECONDS).text)
 
 
 def test_the_seeds_answer(broker: Server, new_system: Callable[..., System], image: bytes) -> None:

@@ -12,10 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, System, free_port, wait_until
+from conftest import ROOT, SUCCESS, System, free_port, wait_until
 from PIL import Image, ImageChops
-
-SUCCESS = '{"status": "SUCCESS", "size": "82kb"}'
 
 
 def _differs(a: Image.Image, b: Image.Image) -> int:

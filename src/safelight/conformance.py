@@ -31,7 +31,19 @@ from safelight.brokers import Broker, Delivery, Renewed, open_broker
 from safelight.errors import BrokerAwayError
 from safelight.message import Job, Presence, Quarantined, Reply, new_id, now_ms
 
-__all__ = ["LEASE", "Conformance", "Inbox", "Server", "Worker", "a_job", "is_true", "presence_of", "sent", "until"]
+__all__ = [
+    "LEASE",
+    "Conformance",
+    "Inbox",
+    "Server",
+    "Worker",
+    "a_job",
+    "answered",
+    "is_true",
+    "presence_of",
+    "sent",
+    "until",
+]
 
 LEASE = 0.5
 
@@ -339,7 +351,7 @@ class Conformance:
             async def names() -> set[str]:
                 return {presence.worker for presence in await gateway.presence()}
 
-            await until(lambda: is_true(lambda: inbox.renewed >= 0))
+            await until(lambda: is_true(inbox.renewed >= 0))
             async with self.worker(server, "leaves") as leaves, self.worker(server, "freezes") as freezes:
                 await freezes.broker.beat([], presence_of("freezes", free=1))
                 begun = time.monotonic()
@@ -469,7 +481,7 @@ class Conformance:
             with pytest.raises(BrokerAwayError):
                 await worker.broker.beat([held], presence_of("worker-0"))
             server.start()
-            await until(lambda: is_true(lambda: self.keeps or inbox.renewed > 0), seconds=10)
+            await until(lambda: is_true(self.keeps or inbox.renewed > 0), seconds=10)
             await until(lambda: sent(gateway, job), seconds=30)
             await worker.answer(await worker.take())
             await inbox.reply_to(job)
@@ -525,6 +537,15 @@ async def sent(gateway: Broker, job: Job) -> bool:
     return True
 
 
+async def answered(worker: Worker, delivery: Delivery, **members: Any) -> bool:
+    """Whether a job could be answered; false while the broker is away."""
+    try:
+        await worker.answer(delivery, **members)
+    except BrokerAwayError:
+        return False
+    return True
+
+
 async def _send_all(gateway: Broker, jobs: list[Job]) -> None:
     for job in jobs:
         await gateway.send(job)
@@ -534,8 +555,9 @@ async def is_equal(read: Callable[[], Awaitable[Any]], wanted: Any) -> bool:
     return bool(await read() == wanted)
 
 
-async def is_true(condition: Callable[[], bool]) -> bool:
-    return condition()
+async def is_true(value: bool) -> bool:
+    """For `until`, which waits for something to be awaited."""
+    return value
 
 
 if __name__ == "__main__":

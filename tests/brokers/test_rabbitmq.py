@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import suppress
-from typing import Any
 
 import aiormq
 import pytest
@@ -14,7 +13,7 @@ from rabbit_server import RabbitServer
 
 from safelight.brokers import open_broker
 from safelight.brokers.rabbitmq import HEADER, JOBS, QUEUES
-from safelight.conformance import LEASE, Conformance, Worker, a_job, is_true, presence_of, sent, until
+from safelight.conformance import LEASE, Conformance, Worker, a_job, answered, is_true, presence_of, sent, until
 from safelight.errors import BrokerAwayError, BrokerFullError, ConfigurationError, TooLargeError
 
 SETTLED_SECONDS = 3.0  # a quorum queue of RabbitMQ 3.10 that is killed sooner after it was made never answers again
@@ -63,7 +62,7 @@ class TestRabbit(Conformance):
 
     async def test_queues_are_of_the_right_kinds(self, server: RabbitServer) -> None:
         async with self.gateway(server) as (_, inbox):
-            await until(lambda: is_true(lambda: inbox.renewed >= 0))
+            await until(lambda: is_true(inbox.renewed >= 0))
             told = await asyncio.to_thread(server.control, "list_queues", "name", "type", "durable", "arguments")
             rows = {row.split("\t")[0]: row for row in told.splitlines()}
             assert "quorum\ttrue" in rows[JOBS]
@@ -130,12 +129,12 @@ class TestRabbit(Conformance):
 
                 await until(refused)
                 assert await worker.broker.backlog() >= 0  # reading goes on
-                answered = [await _answered(worker, delivery) for delivery in held]
-                assert answered[1] is False  # the first message of a connection may still get through
+                through = [await answered(worker, delivery) for delivery in held]
+                assert through[1] is False  # the first message of a connection may still get through
             finally:
                 await asyncio.to_thread(server.control, "set_vm_memory_high_watermark", "0.4")
             for delivery in held:
-                await until(lambda d=delivery: _answered(worker, d))
+                await until(lambda d=delivery: answered(worker, d))
                 await inbox.reply_to(delivery.job)
 
     async def test_a_consumer_that_takes_too_long_for_the_broker(self, server: RabbitServer) -> None:
@@ -198,23 +197,15 @@ class TestRabbit(Conformance):
 
     async def test_an_inbox_that_was_deleted_is_made_anew(self, server: RabbitServer) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
-            await until(lambda: is_true(lambda: inbox.renewed == 0))
+            await until(lambda: is_true(inbox.renewed == 0))
             connection = await aiormq.connect(server.url)
             await (await connection.channel()).queue_delete(f"safelight.inbox.{inbox.name}")
             await connection.close()
-            await until(lambda: is_true(lambda: inbox.renewed == 1))
+            await until(lambda: is_true(inbox.renewed == 1))
             job = a_job(inbox.name)
             await gateway.send(job)
             await worker.answer(await worker.take())
             await inbox.reply_to(job)
-
-
-async def _answered(worker: Worker, delivery: Any) -> bool:
-    try:
-        await worker.answer(delivery)
-    except BrokerAwayError:
-        return False
-    return True
 
 
 def test_a_wrong_password_is_a_sentence(rabbit_node: RabbitServer) -> None:

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from safelight.brokers import open_broker
 from safelight.brokers.redis import BIG_VALUE_BYTES, _packed
-from safelight.conformance import LEASE, Conformance, a_job, presence_of, until
+from safelight.conformance import LEASE, Conformance, a_job, answered, is_true, presence_of, sent, until
 from safelight.errors import BrokerAwayError, BrokerFullError, ConfigurationError
 from safelight.message import Quarantined, Reply, now_ms
 
@@ -74,7 +74,7 @@ class TestRedis(Conformance):
             await worker.broker.beat([held], presence_of("worker-0"))
             server.command("FLUSHALL")
             assert await worker.broker.beat([held], presence_of("worker-0")) == [held]
-            await until(lambda: _true(inbox.renewed > 0), seconds=3)
+            await until(lambda: is_true(inbox.renewed > 0), seconds=3)
             await gateway.send(job)
             await worker.answer(await worker.take())
             await inbox.reply_to(job)
@@ -139,7 +139,7 @@ class TestRedis(Conformance):
             assert await worker.broker.beat(held, presence_of("worker-0")) == []
             for number, job in enumerate(jobs):
                 delivery = held.pop() if held else await worker.take()
-                await until(lambda d=delivery, n=number: _answered(worker, d, image[: 900_000 + n]))
+                await until(lambda d=delivery, n=number: answered(worker, d, image=image[: 900_000 + n]))
                 assert await inbox.reply_to(job)
             await gateway.send(a_job(inbox.name, image))
 
@@ -161,10 +161,10 @@ class TestRedis(Conformance):
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
             for _ in range(5):
                 job = a_job(inbox.name)
-                await until(lambda j=job: _sent(gateway, j))
+                await until(lambda j=job: sent(gateway, j))
                 await redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
                 delivery = await worker.take()
-                await until(lambda d=delivery: _answered(worker, d, b""))
+                await until(lambda d=delivery: answered(worker, d, image=b""))
                 await inbox.reply_to(job)
             assert inbox.renewed > 0
 
@@ -224,26 +224,6 @@ class TestRedis(Conformance):
                 return await gateway.backlog() == 0
 
             await until(gone)
-
-
-async def _true(value: bool) -> bool:
-    return value
-
-
-async def _sent(gateway: Any, job: Any) -> bool:
-    try:
-        await gateway.send(job)
-    except BrokerAwayError:
-        return False
-    return True
-
-
-async def _answered(worker: Any, delivery: Any, image: bytes) -> bool:
-    try:
-        await worker.answer(delivery, image=image)
-    except BrokerAwayError:
-        return False
-    return True
 
 
 async def _beat_for_ever(worker: Any, held: list[Any]) -> None:

@@ -96,7 +96,7 @@ WORKER_ARGUMENTS: dict[str, Any] = {"x-max-length": 20_000}
 
 # "PRECONDITION_FAILED - message size 33554432 is larger than configured max size 16777216"
 TOO_LARGE = re.compile(r"message size \d+ .* max size (\d+)")
-AWAY = (driver.AMQPError, OSError, RuntimeError, TimeoutError)  # what the driver raises when a connection is lost
+AWAY = (driver.AMQPError, OSError, RuntimeError)  # what the driver raises when a connection is lost
 REFUSED = (driver.AuthenticationError, driver.ProbableAuthenticationError, driver.ConnectionNotAllowed)
 
 
@@ -225,7 +225,7 @@ class RabbitBroker:
 
     async def close(self) -> None:
         """Take back this worker's presence or delete this gateway's inbox, then close."""
-        with suppress(SafelightError, TimeoutError, *AWAY):
+        with suppress(SafelightError, *AWAY):
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._worker is not None:
                     await self._announce(Presence(worker=self._worker, operations=[], free=0, slots=0))
@@ -469,10 +469,7 @@ class RabbitBroker:
             )
             await self._acknowledge(handle)
             return None
-        if _withdrawal(job) in self._withdrawn:
-            await self._acknowledge(handle)
-            return None
-        starts = await self._starts(job, message) if message.redelivered else 0
+        starts = await self._starts(job, message)
         if starts == GIVEN_UP:
             await self._acknowledge(handle)
             return None
@@ -480,6 +477,10 @@ class RabbitBroker:
 
     async def _starts(self, job: Job, message: DeliveredMessage) -> int:
         """How often this message was started, as its gateway knows; `GIVEN_UP` if nobody waits for it."""
+        if _withdrawal(job) in self._withdrawn:
+            return GIVEN_UP
+        if not message.redelivered:
+            return 0
         name, queue = message.header.properties.message_id or "", INBOX + job.reply_to
         try:
             told = await self._asked(name, queue, f"{job.id} {name} 0".encode(), QUESTION)
