@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import httpx
 import psutil
@@ -23,6 +23,7 @@ import pytest
 from safelight.brokers import embedded
 
 if TYPE_CHECKING:
+    from kafka_server import KafkaServer
     from rabbit_server import RabbitServer
 
 ROOT = Path(__file__).parent.parent
@@ -45,10 +46,15 @@ def wait_until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
 def needed(tool: str, package: str) -> str:
     """The name of a tool that is installed. A person's machine may lack it, then the test is skipped; CI may not."""
     if shutil.which(tool) is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{tool} is not installed, and in CI nothing may be skipped: apt-get install {package}")
-        pytest.skip(f"{tool} is not installed (apt-get install {package})")
+        absent(f"{tool} is not installed", f"apt-get install {package}")
     return tool
+
+
+def absent(what: str, remedy: str) -> NoReturn:
+    """Skip, or fail in CI."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what}, and in CI nothing may be skipped: {remedy}")
+    pytest.skip(f"{what} ({remedy})")
 
 
 def need_judges() -> None:
@@ -167,6 +173,18 @@ def rabbit_node(runtime_folder: Path) -> Iterator[RabbitServer]:
 
     needed("rabbitmq-server", "rabbitmq-server")
     server = RabbitServer(Path(tempfile.mkdtemp(dir=runtime_folder)))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka_node(runtime_folder: Path) -> Iterator[KafkaServer]:
+    from kafka_server import JARS, KafkaServer  # noqa: PLC0415 - it imports this file
+
+    if not JARS.is_dir():
+        absent(f"Apache Kafka is not at {JARS}", "see .ci/run")
+    server = KafkaServer(Path(tempfile.mkdtemp(dir=runtime_folder)))
     server.start()
     yield server
     server.stop()

@@ -13,14 +13,15 @@ from conftest import SUCCESS, BrokerServer, System, needed, wait_until
 
 from safelight.conformance import Server
 
+NODES = {"rabbitmq": "rabbit_node", "kafka": "kafka_node"}  # one for all tests: they take seconds to start
 REQUESTS = 120
 REFUSED_SECONDS = 60.0  # for so long a request is sent again that was refused with 503
 
 
-@pytest.fixture(params=["redis", "rabbitmq"])
+@pytest.fixture(params=["redis", "rabbitmq", "kafka"])
 def broker(request: pytest.FixtureRequest, runtime_folder: Path) -> Iterator[Server]:
-    if request.param == "rabbitmq":
-        node = request.getfixturevalue("rabbit_node")
+    if request.param in NODES:
+        node = request.getfixturevalue(NODES[request.param])
         if node.process is None:
             node.start()
         yield node

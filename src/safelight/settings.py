@@ -80,8 +80,8 @@ class Broker:
 
     broker: str | None = option(
         None,
-        "URL of the broker (redis://, rediss://, valkey://, unix://, amqp://, amqps://). Without it: the embedded "
-        "one of --port's system.",
+        "URL of the broker (redis://, rediss://, valkey://, unix://, amqp://, amqps://, kafka://, kafkas://). "
+        "Without it: the embedded one of --port's system.",
     )
     port: int = option(
         8080, "Port of the gateway; it also names the embedded broker's socket.", least=1, most=65_535, also="PORT"

@@ -62,7 +62,6 @@ class TestRabbit(Conformance):
 
     async def test_queues_are_of_the_right_kinds(self, server: RabbitServer) -> None:
         async with self.gateway(server) as (_, inbox):
-            await until(lambda: is_true(inbox.renewed >= 0))
             told = await asyncio.to_thread(server.control, "list_queues", "name", "type", "durable", "arguments")
             rows = {row.split("\t")[0]: row for row in told.splitlines()}
             assert "quorum\ttrue" in rows[JOBS]
@@ -197,7 +196,6 @@ class TestRabbit(Conformance):
 
     async def test_an_inbox_that_was_deleted_is_made_anew(self, server: RabbitServer) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
-            await until(lambda: is_true(inbox.renewed == 0))
             connection = await aiormq.connect(server.url)
             await (await connection.channel()).queue_delete(f"safelight.inbox.{inbox.name}")
             await connection.close()

@@ -13,15 +13,16 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from safelight.errors import ConfigurationError
-from safelight.message import Job  # noqa: TC001 - msgspec reads the annotations
+from safelight.errors import ConfigurationError, ImageError
+from safelight.message import Job, Reply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from safelight.message import Presence, Quarantined, Reply
+    from safelight.errors import TooLargeError
+    from safelight.message import Presence, Quarantined
 
-__all__ = ["Broker", "Delivery", "Renewed", "open_broker"]
+__all__ = ["Broker", "Delivery", "Renewed", "open_broker", "result_too_large"]
 
 
 class Delivery(Struct, frozen=True, eq=False):
@@ -101,6 +102,8 @@ SCHEMES = {
     "unix": ("redis", "RedisBroker", ""),
     "amqp": ("rabbitmq", "RabbitBroker", "rabbitmq"),
     "amqps": ("rabbitmq", "RabbitBroker", "rabbitmq"),
+    "kafka": ("kafka", "KafkaBroker", "kafka"),
+    "kafkas": ("kafka", "KafkaBroker", "kafka"),
 }
 
 
@@ -115,3 +118,9 @@ def open_broker(url: str, *, lease: float) -> Broker:
     except ModuleNotFoundError as exc:
         raise ConfigurationError(f"{scheme}:// needs a driver: pip install 'safelight[{extra}]' ({exc}).") from exc
     return broker
+
+
+def result_too_large(reply: Reply, error: TooLargeError) -> Reply:
+    """What goes to the gateway in place of a reply that the broker does not take."""
+    detail = f"The result is too large. {error.detail}"
+    return Reply(id=reply.id, worker=reply.worker, error=ImageError.code, detail=detail)

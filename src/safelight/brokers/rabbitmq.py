@@ -43,12 +43,11 @@ from aiormq import exceptions as driver
 from aiormq import spec
 from msgspec.structs import replace
 
-from safelight.brokers import Delivery, Renewed
+from safelight.brokers import Delivery, Renewed, result_too_large
 from safelight.errors import (
     BrokerAwayError,
     BrokerFullError,
     ConfigurationError,
-    ImageError,
     MalformedMessageError,
     SafelightError,
     TooLargeError,
@@ -568,13 +567,7 @@ class RabbitBroker:
             try:
                 await self._publish(inbox, *encode(reply), kind=REPLY, is_mandatory=True)
             except TooLargeError as exc:
-                told = Reply(
-                    id=reply.id,
-                    worker=reply.worker,
-                    error=ImageError.code,
-                    detail=f"The result is too large. {exc.detail}",
-                )
-                await self._publish(inbox, *encode(told), kind=REPLY, is_mandatory=True)
+                await self._publish(inbox, *encode(result_too_large(reply, exc)), kind=REPLY, is_mandatory=True)
         await self._acknowledge(delivery.handle)
 
     async def give_back(self, delivery: Delivery, starts: int) -> None:

@@ -1,0 +1,78 @@
+"""Apache Kafka in KRaft mode for the tests, one node for all: it takes seconds to start."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from conftest import free_port, wait_until
+
+JARS = Path.home() / ".cache/safelight/kafka-4.3.1"  # where .ci/run puts them
+STARTED_SECONDS = 60.0
+MEMORY = ("-Xms256m", "-Xmx768m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto")
+PROPERTIES = """
+process.roles=broker,controller
+node.id=1
+controller.quorum.bootstrap.servers=127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+log.dirs={folder}/data
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+auto.create.topics.enable=false
+group.initial.rebalance.delay.ms=0
+"""
+
+
+@dataclass
+class KafkaServer:
+    """One node that is broker and controller, with ports and files of its own."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    controller_port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"kafka://127.0.0.1:{self.port}"
+
+    @property
+    def _properties(self) -> Path:
+        return self.folder / "server.properties"
+
+    def _java(self, *words: str | Path) -> list[str | Path]:
+        return ["java", *MEMORY, "-cp", f"{JARS}/*", *words]
+
+    def start(self) -> None:
+        if not self._properties.exists():
+            text = PROPERTIES.format(port=self.port, controller=self.controller_port, folder=self.folder)
+            self._properties.write_text(text)
+            command = self._java("kafka.tools.StorageTool", "format", "--standalone", "-t", str(uuid.uuid4()))
+            subprocess.run([*command, "-c", self._properties], check=True, capture_output=True)
+        with (self.folder / "log").open("ab") as log:
+            command = self._java("kafka.Kafka", self._properties)
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_until(self.answers, STARTED_SECONDS)
+
+    def answers(self) -> bool:
+        """Whether it listens, which it does once it is no longer fenced by its controller."""
+        assert self.process is not None
+        assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.kill()
