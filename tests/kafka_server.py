@@ -8,7 +8,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from conftest import free_port, wait_until
+from conftest import certify, free_port, wait_until
 
 JARS = Path.home() / ".cache/safelight/kafka-4.3.1"  # where .ci/run puts them
 STARTED_SECONDS = 60.0
@@ -17,8 +17,14 @@ PROPERTIES = """
 process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers=127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{tls_port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{tls_port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \\
+  user_tester="se/cret";
+ssl.keystore.type=PEM
+ssl.keystore.location={folder}/server.pem
 controller.listener.names=CONTROLLER
 log.dirs={folder}/data
 offsets.topic.replication.factor=1
@@ -34,12 +40,18 @@ class KafkaServer:
 
     folder: Path
     port: int = field(default_factory=free_port)
+    tls_port: int = field(default_factory=free_port)
     controller_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         return f"kafka://127.0.0.1:{self.port}"
+
+    @property
+    def tls_url(self) -> str:
+        """With a password, whose slash is quoted."""
+        return f"kafkas://tester:se%2Fcret@127.0.0.1:{self.tls_port}?ssl.ca.location={self.folder}/certificate.pem"
 
     @property
     def _properties(self) -> Path:
@@ -50,7 +62,10 @@ class KafkaServer:
 
     def start(self) -> None:
         if not self._properties.exists():
-            text = PROPERTIES.format(port=self.port, controller=self.controller_port, folder=self.folder)
+            certify(self.folder)
+            text = PROPERTIES.format(
+                port=self.port, tls_port=self.tls_port, controller=self.controller_port, folder=self.folder
+            )
             self._properties.write_text(text)
             command = self._java("kafka.tools.StorageTool", "format", "--standalone", "-t", str(uuid.uuid4()))
             subprocess.run([*command, "-c", self._properties], check=True, capture_output=True)

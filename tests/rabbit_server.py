@@ -9,12 +9,15 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from conftest import free_port, wait_until
+from conftest import certify, free_port, wait_until
 
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")
 STARTED_SECONDS = 60.0
 CONFIGURATION = """
 listeners.tcp.1 = 127.0.0.1:{port}
+listeners.ssl.1 = 127.0.0.1:{tls_port}
+ssl_options.certfile = {folder}/certificate.pem
+ssl_options.keyfile = {folder}/key.pem
 log.file.level = warning
 disk_free_limit.absolute = 50MB
 """
@@ -26,6 +29,7 @@ class RabbitServer:
 
     folder: Path
     port: int = field(default_factory=free_port)
+    tls_port: int = field(default_factory=free_port)
     lookup_port: int = field(default_factory=free_port)
     node_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -34,6 +38,10 @@ class RabbitServer:
     @property
     def url(self) -> str:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    @property
+    def tls_url(self) -> str:
+        return f"amqps://guest:guest@127.0.0.1:{self.tls_port}/?cafile={self.folder}/certificate.pem"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -51,7 +59,10 @@ class RabbitServer:
         }
 
     def start(self) -> None:
-        (self.folder / "rabbitmq.conf").write_text(CONFIGURATION.format(port=self.port))
+        if not (self.folder / "key.pem").exists():
+            certify(self.folder)
+        text = CONFIGURATION.format(port=self.port, tls_port=self.tls_port, folder=self.folder)
+        (self.folder / "rabbitmq.conf").write_text(text)
         (self.folder / "plugins").write_text("[].")
         if self.lookup is None:
             self.lookup = subprocess.Popen(["epmd"], env=self.environment, stdin=subprocess.DEVNULL)

@@ -39,6 +39,7 @@ __all__ = [
     "Worker",
     "a_job",
     "answered",
+    "is_equal",
     "is_true",
     "presence_of",
     "sent",

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewTopic
 from kafka_server import KafkaServer
 
-from safelight.brokers.kafka import HEADER, RETENTION
-from safelight.conformance import Conformance, Worker, is_true, until
+from safelight.brokers import Delivery, open_broker
+from safelight.brokers.kafka import HEADER, RETENTION, WINDOW
+from safelight.conformance import (
+    LEASE,
+    Conformance,
+    Worker,
+    a_job,
+    answered,
+    is_equal,
+    is_true,
+    presence_of,
+    until,
+)
+from safelight.errors import BrokerAwayError, ConfigurationError, TooLargeError
 from safelight.message import new_id
 
 
@@ -29,6 +43,17 @@ class Topics:
 
     def topic(self, name: str) -> str:
         return f"{self.prefix}.{name}"
+
+    @property
+    def client(self) -> dict[str, str]:
+        return {"bootstrap.servers": f"127.0.0.1:{self.node.port}"}
+
+    async def make(self, name: str, partitions: int = 1, **config: str) -> None:
+        """One of the topics, before any of ours does."""
+        settings = {key.replace("_", "."): value for key, value in config.items()}
+        new = NewTopic(self.topic(name), partitions, 1, config=settings)
+        admin = AdminClient(self.client)
+        await asyncio.wrap_future(admin.create_topics([new], request_timeout=10)[new.topic])
 
     def kill(self) -> None:
         self.node.kill()
@@ -54,13 +79,13 @@ class TestKafka(Conformance):
         return server
 
     async def put_by_hand(self, server: Topics, header: bytes, body: bytes) -> None:
-        producer = Producer({"bootstrap.servers": f"127.0.0.1:{server.node.port}"})
+        producer = Producer(server.client)
         producer.produce(server.topic("jobs"), body, partition=0, headers={HEADER: header})
         assert await asyncio.to_thread(producer.flush, 10) == 0
 
     async def inboxes(self, server: Topics) -> int:
         """What there is beside the four topics, which are there without gateways too."""
-        admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{server.node.port}"})
+        admin = AdminClient(server.client)
         topics = (await asyncio.to_thread(admin.list_topics, timeout=10)).topics
         return len({name for name in topics if name.startswith(server.prefix)} - set(map(server.topic, RETENTION)))
 
@@ -69,3 +94,130 @@ class TestKafka(Conformance):
 
     async def lose(self, worker: Worker) -> None:
         await worker.broker._member.close()  # type: ignore[attr-defined]
+
+    async def test_done_out_of_turn_is_not_done_again(self, ordered_server: Topics) -> None:
+        async with self.gateway(ordered_server) as (gateway, inbox):
+            jobs = [a_job(inbox.name) for _ in range(3)]
+            for job in jobs:
+                await gateway.send(job)
+            async with self.worker(ordered_server, "leaves") as leaves:
+                first, second, third = [await leaves.take() for _ in jobs]
+                await leaves.broker.start(first, 1)
+                await leaves.answer(second)
+                await leaves.broker.start(third, 2)
+                await until(lambda: is_equal(gateway.backlog, 2))
+            async with self.worker(ordered_server, "other") as other:
+                held = [await other.take() for _ in range(2)]
+                assert [(each.job, each.starts) for each in held] == [(jobs[0], 1), (jobs[2], 2)]
+                for each in held:
+                    await other.answer(each)
+                await self.nothing_waits(gateway)
+
+    async def test_a_slow_job_does_not_stop_its_partition(self, ordered_server: Topics) -> None:
+        async with self.gateway(ordered_server) as (gateway, inbox), self.worker(ordered_server) as worker:
+            for _ in range(2 * WINDOW):
+                await gateway.send(a_job(inbox.name))
+            slow = await worker.take()
+            for number in range(WINDOW - 1):
+                await worker.answer(await worker.take())
+                if number % 50 == 0:
+                    await worker.broker.beat([slow], presence_of("worker-0"))
+            await until(lambda: is_equal(gateway.backlog, WINDOW + 1))
+            await worker.answer(slow)
+            for _ in range(WINDOW):
+                await worker.answer(await worker.take())
+            await self.nothing_waits(gateway)
+
+    async def test_what_waits_behind_slow_jobs_goes_to_who_has_room(self, server: Topics) -> None:
+        ends = self.gateway(server), self.worker(server, "busy"), self.worker(server, "idle")
+        async with ends[0] as (gateway, inbox), ends[1] as busy, ends[2] as idle:
+            taking = {asyncio.create_task(each.take(60)): each for each in (busy, idle)}
+            await self.joined(busy, idle)
+            jobs = [a_job(inbox.name) for _ in range(32)]
+            for job in jobs:
+                await gateway.send(job)
+            await asyncio.wait(taking)
+            slow, first = [task.result() for task in taking]  # `busy` asks for no more
+            await idle.answer(first)
+
+            async def work() -> None:
+                for _ in range(len(jobs) - 2):
+                    await idle.answer(await idle.take(60))
+
+            working = asyncio.create_task(work())
+            while not working.done():
+                await idle.broker.beat([], presence_of("idle"))
+                assert await busy.broker.beat([slow], presence_of("busy", free=0)) == []
+                await asyncio.wait([working], timeout=LEASE / 2)
+            await working
+            await until(lambda: is_equal(gateway.backlog, 1))
+
+    async def test_a_topic_that_cannot_carry_the_limit_is_named(self, server: Topics) -> None:
+        await server.make("replies", max_message_bytes="1000000")
+        with pytest.raises(ConfigurationError, match=r"\.replies takes messages of 1,000,000 bytes at most"):
+            await self.open(server).connect()
+        server.options = "&largest=900000"
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            with pytest.raises(TooLargeError, match="900,000 bytes"):
+                await gateway.send(a_job(inbox.name, bytes(900_001)))
+            await gateway.send(job := a_job(inbox.name))
+            await worker.answer(await worker.take(), image=bytes(900_001))
+            reply = await inbox.reply_to(job)
+            assert (reply.error, reply.image) == ("unprocessable_image", b"")
+            assert "900,000 bytes" in reply.detail
+
+    async def test_topics_that_were_deleted_are_made_anew(self, server: Topics) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            await gateway.send(job := a_job(inbox.name))
+            await worker.answer(await worker.take())
+            await inbox.reply_to(job)
+            names = [server.topic(name) for name in RETENTION]
+            admin = AdminClient(server.client)
+            for future in admin.delete_topics(names, request_timeout=10).values():
+                await asyncio.wrap_future(future)
+            job = a_job(inbox.name)
+
+            async def taken() -> Delivery | None:
+                with suppress(BrokerAwayError, TimeoutError):
+                    await gateway.presence()
+                    await worker.broker.beat([], presence_of("worker-0"))
+                    if inbox.renewed:
+                        await gateway.send(job)
+                        return await worker.take(2)
+                return None
+
+            delivery = await until(taken, seconds=60)
+            await until(lambda: answered(worker, delivery))
+            await inbox.reply_to(job)
+
+    async def test_over_tls_with_a_password(self, server: Topics, kafka_node: KafkaServer) -> None:
+        broker = open_broker(f"{kafka_node.tls_url}&prefix={server.prefix}", lease=LEASE)
+        await broker.connect()
+        await broker.send(a_job("an inbox"))
+        assert await broker.backlog() == 1
+        await broker.close()
+
+    @pytest.mark.parametrize("wrong", ["password", "certificate"])
+    async def test_what_the_broker_refuses_is_a_sentence(self, wrong: str, kafka_node: KafkaServer) -> None:
+        url = kafka_node.tls_url
+        url = url.replace("cret", "wrong") if wrong == "password" else url.partition("?")[0]
+        with pytest.raises(ConfigurationError, match="The broker refuses us"):
+            await open_broker(url, lease=LEASE).connect()
+
+
+def test_nobody_at_the_address_is_away() -> None:
+    with pytest.raises(BrokerAwayError):
+        asyncio.run(open_broker("kafka://127.0.0.1:1", lease=LEASE).connect())
+
+
+@pytest.mark.parametrize("query", ["nonsense=1", "partitions=many"])
+def test_a_url_that_cannot_be_used_is_a_sentence(query: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"The broker's URL"):
+        open_broker(f"kafka://127.0.0.1:1?{query}", lease=LEASE)
+
+
+def test_a_missing_driver_is_an_error_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "safelight.brokers.kafka")
+    monkeypatch.setitem(sys.modules, "confluent_kafka", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'safelight\[kafka\]'"):
+        open_broker("kafka://127.0.0.1", lease=LEASE)

@@ -212,6 +212,24 @@ def test_a_wrong_password_is_a_sentence(rabbit_node: RabbitServer) -> None:
         asyncio.run(broker.connect())
 
 
+async def _answers(url: str) -> bool:
+    broker = open_broker(url, lease=LEASE)
+    await broker.connect()
+    try:
+        return await broker.backlog() >= 0
+    finally:
+        await broker.close()
+
+
+def test_over_tls(rabbit_node: RabbitServer) -> None:
+    assert asyncio.run(_answers(rabbit_node.tls_url))
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(rabbit_node: RabbitServer) -> None:
+    with pytest.raises(BrokerAwayError):
+        asyncio.run(_answers(rabbit_node.tls_url.partition("?")[0]))
+
+
 def test_nobody_at_the_address_is_away() -> None:
     broker = open_broker("amqp://127.0.0.1:1/", lease=LEASE)
     with pytest.raises(BrokerAwayError):

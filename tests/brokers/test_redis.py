@@ -12,7 +12,7 @@ from typing import Any
 
 import hiredis
 import pytest
-from conftest import BrokerServer, free_port, wait_until
+from conftest import BrokerServer, certify, free_port, wait_until
 from redis.asyncio import Redis
 
 from safelight.brokers import open_broker
@@ -236,10 +236,8 @@ async def _beat_for_ever(worker: Any, held: list[Any]) -> None:
 def tls_server() -> Iterator[tuple[int, Path]]:
     """Debian's redis-server with TLS, a password and its own authority's certificate."""
     with tempfile.TemporaryDirectory() as folder:
-        certificate, key = Path(folder, "cert.pem"), Path(folder, "key.pem")
-        made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-        names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-        subprocess.run([*made, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+        certify(Path(folder))
+        certificate, key = Path(folder, "certificate.pem"), Path(folder, "key.pem")
         port = free_port()
         options = {"port": "0", "tls-port": str(port), "requirepass": "secret word", "tls-auth-clients": "no"}
         options |= {"tls-cert-file": str(certificate), "tls-key-file": str(key), "tls-ca-cert-file": str(certificate)}

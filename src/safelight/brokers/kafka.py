@@ -92,6 +92,7 @@ FULL_SECONDS = 0.5  # a worker with no room for so long pauses its partitions, a
 RECONNECT_SECONDS = 0.1
 OLDEST_JOB_SECONDS = 360  # the longest timeout is 300 s; what is older has been answered
 WINDOW = 256  # jobs of a partition from the first unfinished one on; their marks fit in 4 KB of metadata
+SHARED_COUNT = 64  # jobs that a worker gives away with each beat, at most
 KEPT_COUNT, KEPT_BYTES = 100, 256 * 1024 * 1024  # in quarantine
 
 MINUTE_MS = 60_000
@@ -115,8 +116,18 @@ REFUSED = {
     KafkaError.GROUP_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
 }
+UNMAKEABLE = {
+    KafkaError.INVALID_CONFIG,
+    KafkaError.INVALID_PARTITIONS,
+    KafkaError.INVALID_REPLICATION_FACTOR,
+    KafkaError.POLICY_VIOLATION,
+}
 TOO_LARGE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}
 FULL = {KafkaError._QUEUE_FULL, KafkaError.POLICY_VIOLATION, KafkaError.THROTTLING_QUOTA_EXCEEDED}
+
+
+class _AbsentError(BrokerAwayError):
+    """A topic is not there (any longer)."""
 
 
 class _Place(NamedTuple):
@@ -211,7 +222,7 @@ class _Cluster:
             self._admin = AdminClient(options.client | {"error_cb": self._on_error})
         except KafkaException as exc:
             raise ConfigurationError(f"The broker's URL cannot be used: {exc.args[0].str()}.") from exc
-        self.partitions = options.partitions
+        self.partitions = self.inboxes = options.partitions
         self._asker: Consumer | None = None
         self._asking = threading.Lock()
 
@@ -230,7 +241,7 @@ class _Cluster:
         except KafkaException as exc:
             self._admin.poll(0)
             raise _error(self._refusal() or exc.args[0]) from exc
-        self.partitions = len(topics[self._options.topic(JOBS)].partitions)
+        self.partitions, self.inboxes = (len(topics[self._options.topic(n)].partitions) for n in (JOBS, REPLIES))
 
     def _refusal(self) -> KafkaError | None:
         """Why there is no connection, where that is a matter of settings; what was asked just ran out of time."""
@@ -251,6 +262,8 @@ class _Cluster:
             try:
                 future.result(ANSWER_SECONDS)
             except KafkaException as exc:
+                if exc.args[0].code() in UNMAKEABLE:
+                    raise ConfigurationError(f"A topic that is not there cannot be made: {exc.args[0].str()}.") from exc
                 if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another end of ours made it meanwhile
                     raise
 
@@ -300,7 +313,9 @@ class _Cluster:
                     for symbol in (OFFSET_BEGINNING, OFFSET_END)
                 ]
             except KafkaException as exc:
-                raise BrokerAwayError from exc
+                raise _error(exc.args[0]) from exc
+        if any(place.error for place in (*committed, *begins, *ends)):
+            raise BrokerAwayError
         lag = 0
         for place, begin, end in zip(committed, begins, ends, strict=True):
             known = _Partition.of(place)
@@ -314,27 +329,31 @@ class _Cluster:
 
     def kept(self) -> list[tuple[Quarantined, bytes]]:
         """What is in quarantine, the oldest first, with images."""
-        place = TopicPartition(self._options.topic(QUARANTINE), 0)
-        consumer = Consumer(self._options.consumer)
+        consumer = Consumer(self._options.consumer | {"enable.partition.eof": True})
         found: dict[bytes, tuple[Quarantined, bytes]] = {}
         try:
-            place.offset, end = consumer.get_watermark_offsets(place, timeout=ANSWER_SECONDS)
-            consumer.assign([place])
-            while place.offset < end:
-                message = consumer.poll(ANSWER_SECONDS)
-                if message is None or message.error() is not None:
-                    raise BrokerAwayError
-                record = _Record.of(message)
-                place.offset = record.offset + 1
+            consumer.assign([TopicPartition(self._options.topic(QUARANTINE), 0, OFFSET_BEGINNING)])
+            while (record := self._next_kept(consumer)) is not None:
                 found.pop(record.key, None)
                 if record.value is not None:
                     with suppress(MalformedMessageError):
                         found[record.key] = (decode(Quarantined, record.header), record.value)
-        except KafkaException as exc:
-            raise BrokerAwayError from exc
         finally:
             consumer.close()
         return _newest(found.values())
+
+    @staticmethod
+    def _next_kept(consumer: Consumer) -> _Record | None:
+        """The next record; None at the end."""
+        message = consumer.poll(ANSWER_SECONDS)
+        if message is None:
+            raise BrokerAwayError
+        error = message.error()
+        if error is None:
+            return _Record.of(message)
+        if error.code() != KafkaError._PARTITION_EOF:
+            raise _error(error)
+        return None
 
 
 class _Writer:
@@ -425,16 +444,20 @@ class _Reader:
             if error is None:
                 self._hand_on(_Record.of(message))
             elif error.code() in ABSENT or error.code() == KafkaError._AUTO_OFFSET_RESET:
-                self._hand_on(None)
                 break
+        self._hand_on(None)
         self._consumer.close()
+
+    def end(self) -> None:
+        """Read no more; where it was open, that is told as a loss."""
+        self._is_closing = True
 
     def _hand_on(self, record: _Record | None) -> None:
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._deliver, record)
 
     async def close(self) -> None:
-        self._is_closing = True
+        self.end()
         await asyncio.to_thread(self._thread.join)
 
 
@@ -495,6 +518,7 @@ class _Member(threading.Thread):
         self._wake = threading.Event()
         self._is_closing = False
         self._is_leaving = False
+        self._is_rejoining = False
         self._paused: set[int] = set()
         self._full_since: float | None = None
         self._committed_at = 0.0
@@ -571,6 +595,11 @@ class _Member(threading.Thread):
         """Whether a job has waited here for long."""
         return self._full_since is not None and time.monotonic() - self._full_since >= FULL_SECONDS
 
+    def rejoin(self) -> None:
+        """Begin again; what is held is lost."""
+        self._is_rejoining = True
+        self._wake.set()
+
     def leave(self) -> None:
         """Read no more, and leave the group when all that is held has ended."""
         self._is_leaving = True
@@ -613,7 +642,8 @@ class _Member(threading.Thread):
             consumer.subscribe(
                 [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
-            while not self._has_ended():
+            self._is_rejoining = False
+            while not (self._has_ended() or self._is_rejoining):
                 self._wake.clear()
                 self._commit(consumer)
                 self._look_for_expired()
@@ -719,7 +749,7 @@ class _Member(threading.Thread):
         with self._lock:
             self._unclaimed = {place for place in self._unclaimed if place.partition not in numbers}
         until = time.monotonic() + KEEP_SECONDS
-        while not self._is_closing and time.monotonic() < until and self._holds(numbers):
+        while self._holds(numbers) and time.monotonic() < until and not (self._is_closing or self._is_rejoining):
             self._wake.clear()
             self._commit(consumer)
             self._look_for_expired()
@@ -800,6 +830,22 @@ class KafkaBroker:
         self._writer.close()
         await asyncio.to_thread(self._cluster.close)
 
+    async def _write(self, name: str, partition: int, header: bytes, body: bytes | None = b"", **more: bytes) -> int:
+        try:
+            return await self._writer.write(name, partition, header, body, **more)
+        except _AbsentError:
+            self._begin_anew()
+            raise
+
+    def _begin_anew(self) -> None:
+        """Topics were deleted: who reads them is not told, and whoever opens them again makes them."""
+        self._writer.close()
+        for reader in (self._reader, self._control):
+            if reader is not None:
+                reader.end()
+        if self._member is not None:
+            self._member.rejoin()
+
     # The gateway's.
 
     async def send(self, job: Job) -> None:
@@ -808,14 +854,14 @@ class KafkaBroker:
         await self._send(job, self._next_partition, self._awaited_at(job.reply_to))
 
     def _awaited_at(self, inbox: str) -> int:
-        return zlib.crc32(inbox.encode()) % self._cluster.partitions
+        return zlib.crc32(inbox.encode()) % self._cluster.inboxes
 
     async def _send(self, job: Job, partition: int, reply_to: int) -> None:
-        await self._writer.write(JOBS, partition, *encode(job), **{REPLY_TO: b"%d" % reply_to})
+        await self._write(JOBS, partition, *encode(job), **{REPLY_TO: b"%d" % reply_to})
 
     async def withdraw(self, job: Job) -> None:
         """Tell all workers; who is handed the job throws it away."""
-        await self._writer.write(CONTROL, 0, _withdrawal(job), kind=WITHDRAWAL)
+        await self._write(CONTROL, 0, _withdrawal(job), kind=WITHDRAWAL)
 
     async def replies(self, inbox: str) -> AsyncIterator[Reply | Renewed]:
         """Read this inbox's partition; a connection that was lost loses nothing."""
@@ -867,7 +913,11 @@ class KafkaBroker:
 
     async def backlog(self) -> int:
         """The lag, less what is done out of turn."""
-        return await asyncio.to_thread(self._cluster.backlog)
+        try:
+            return await asyncio.to_thread(self._cluster.backlog)
+        except _AbsentError:
+            self._begin_anew()
+            raise
 
     # The worker's.
 
@@ -964,7 +1014,7 @@ class KafkaBroker:
 
     async def _learn(self, header: bytes = b"", kind: bytes = LEARN) -> None:
         """Tell all, and return when all is known that others have told before."""
-        offset = await self._writer.write(CONTROL, 0, header, kind=kind)
+        offset = await self._write(CONTROL, 0, header, kind=kind)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 while self._control is not None and self._control_read < offset:
@@ -992,9 +1042,10 @@ class KafkaBroker:
 
     async def _share(self) -> None:
         """Jobs that have waited here for long go to workers that have room."""
-        if self._member is None or not self._member.is_full:
+        others = [presence for presence in self._living() if presence.worker != self._worker]
+        if self._member is None or not self._member.is_full or not any(presence.free for presence in others):
             return
-        for _ in range(sum(presence.free for presence in self._living() if presence.worker != self._worker)):
+        for _ in range(SHARED_COUNT):
             try:
                 async with asyncio.timeout(READ_SECONDS):
                     place, job = await self._ready.get()
@@ -1008,10 +1059,10 @@ class KafkaBroker:
         place: _Place = delivery.handle
         inbox = delivery.job.reply_to.encode()
         try:
-            await self._writer.write(REPLIES, place.reply_to, *encode(reply), inbox=inbox)
+            await self._write(REPLIES, place.reply_to, *encode(reply), inbox=inbox)
         except TooLargeError as exc:
             told = result_too_large(reply, exc)
-            await self._writer.write(REPLIES, place.reply_to, *encode(told), inbox=inbox)
+            await self._write(REPLIES, place.reply_to, *encode(told), inbox=inbox)
         place.member.finish(place)
 
     async def give_back(self, delivery: Delivery, starts: int) -> None:
@@ -1030,7 +1081,7 @@ class KafkaBroker:
         await self.reply(delivery, reply)
 
     async def _keep_aside(self, record: Quarantined, image: bytes) -> None:
-        await self._writer.write(QUARANTINE, 0, encode(record)[0], image, key=record.id.encode())
+        await self._write(QUARANTINE, 0, encode(record)[0], image, key=record.id.encode())
 
     # A person's.
 
@@ -1047,7 +1098,7 @@ class KafkaBroker:
         """Delete one, by a tombstone."""
         if await self.take_out(job_id) is None:
             return False
-        await self._writer.write(QUARANTINE, 0, b"", None, key=job_id.encode())
+        await self._write(QUARANTINE, 0, b"", None, key=job_id.encode())
         return True
 
 
@@ -1075,6 +1126,8 @@ def _error(error: KafkaError) -> SafelightError:
         return ConfigurationError(f"The broker refuses us: {error.str()}.")
     if code in TOO_LARGE:
         return TooLargeError("The broker takes no message of this size.")
+    if code in ABSENT:
+        return _AbsentError()
     return BrokerFullError() if code in FULL else BrokerAwayError()
 
 
