@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import uuid
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,18 @@ __all__ = [
 HERE = Path(__file__).parent
 SAFELIGHT = [sys.executable, "-m", "safelight"]
 RABBITMQ_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+KAFKA_JARS = Path.home() / ".cache/safelight/kafka-4.3.1"  # where .ci/run puts them
+KAFKA_PROPERTIES = """
+process.roles=broker,controller
+node.id=1
+controller.quorum.bootstrap.servers=127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+log.dirs={folder}
+offsets.topic.replication.factor=1
+group.initial.rebalance.delay.ms=0
+"""
 ENDS_WITH_RUN = {LIFELINE: "0"}  # its standard input, which closes with the run, however that ends
 SERIES = re.compile(r'^safelight_(?:requests_total{outcome="(\w+)"}|(in_flight_jobs|workers)) (\S+)', re.MULTILINE)
 
@@ -79,12 +92,31 @@ def _rabbit_server(place: Place) -> list[Part]:
     return [Part("broker", ["epmd"], environment), Part("broker", [RABBITMQ_SERVER], environment)]
 
 
+@cache
+def _kafka_ports(port: int) -> tuple[int, int]:
+    """The broker's, and its controller's."""
+    return free_port(), free_port()
+
+
+def _kafka_server(place: Place) -> list[Part]:
+    """One node, formatted and started."""
+    port, controller = _kafka_ports(place.port)
+    properties = place.folder / "kafka.properties"
+    properties.write_text(KAFKA_PROPERTIES.format(port=port, controller=controller, folder=place.folder / "kafka"))
+    script = (
+        'java -cp "$0" kafka.tools.StorageTool format --standalone -t "$2" -c "$1" '
+        '&& exec java -Xms512m -Xmx512m -cp "$0" kafka.Kafka "$1"'
+    )
+    return [Part("broker", ["sh", "-c", script, f"{KAFKA_JARS}/*", str(properties), str(uuid.uuid4())])]
+
+
 BROKERS = {
     "embedded": Broker("embedded", lambda place: embedded.url(place.port), parts=_embedded_server),
     "redis": Broker("redis", lambda place: place.redis_url, needs_redis=True),
     "rabbitmq": Broker(
         "rabbitmq", lambda place: f"amqp://127.0.0.1:{_rabbit_ports(place.port)[0]}/", parts=_rabbit_server
     ),
+    "kafka": Broker("kafka", lambda place: f"kafka://127.0.0.1:{_kafka_ports(place.port)[0]}", parts=_kafka_server),
 }
 
 
