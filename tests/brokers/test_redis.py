@@ -12,13 +12,13 @@ from typing import Any
 
 import hiredis
 import pytest
-from conftest import BrokerServer, certify, free_port, wait_until
+from conftest import BrokerServer, certify, free_port, needed, wait_until
 from redis.asyncio import Redis
 
 from safelight.brokers import open_broker
 from safelight.brokers.redis import BIG_VALUE_BYTES, _packed
 from safelight.conformance import LEASE, Conformance, a_job, answered, is_true, presence_of, sent, until
-from safelight.errors import BrokerAwayError, BrokerFullError, ConfigurationError
+from safelight.errors import BrokerAwayError, BrokerFullError, ConfigurationError, TooLargeError
 from safelight.message import Quarantined, Reply, now_ms
 
 JOBS = "{safelight}:jobs"
@@ -31,6 +31,17 @@ def test_commands_are_packed_as_the_driver_does_and_big_values_are_not_copied(le
     pieces = _packed([*commands, commands[1]])
     assert b"".join(pieces) == b"".join(map(hiredis.pack_command, [*commands, commands[1]]))
     assert sum(piece is value for piece in pieces) == (2 if length >= BIG_VALUE_BYTES else 0)
+
+
+@pytest.fixture(params=[(), ("--rename-command", "CONFIG", "")], ids=["told", "untold"])
+def small_server(request: pytest.FixtureRequest, runtime_folder: Path) -> Iterator[BrokerServer]:
+    """One that takes no more than 1 MB, which it tells or (as managed ones) does not."""
+    needed("redis-server", "redis-server")
+    options = ("--proto-max-bulk-len", "1mb", *request.param)
+    server = BrokerServer("redis-server", Path(tempfile.mkdtemp(dir=runtime_folder)), options)
+    server.start()
+    yield server
+    server.stop()
 
 
 class TestRedis(Conformance):
@@ -58,6 +69,21 @@ class TestRedis(Conformance):
             async with self.worker(server, "other") as other:
                 await other.take()
                 assert time.monotonic() - begun >= LEASE * 0.9
+
+    async def test_a_message_that_is_too_large_is_refused_and_the_next_one_taken(
+        self, small_server: BrokerServer
+    ) -> None:
+        async with self.gateway(small_server) as (gateway, inbox), self.worker(small_server) as worker:
+            with pytest.raises(TooLargeError, match="takes no message"):
+                await gateway.send(a_job(inbox.name, bytes(1_048_577)))
+            job = a_job(inbox.name, bytes(1_048_576))
+            await until(lambda: sent(gateway, job))
+            delivery = await worker.take()
+            await until(lambda: answered(worker, delivery, image=bytes(1_048_577)))
+            reply = await inbox.reply_to(job)
+            assert (reply.error, reply.image) == ("unprocessable_image", b"")
+            assert "takes no message" in reply.detail
+            await self.nothing_waits(gateway)
 
     async def test_an_entry_of_other_fields_is_kept_aside(self, server: BrokerServer) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:

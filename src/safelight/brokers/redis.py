@@ -40,7 +40,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from safelight.brokers import Delivery, Renewed
+from safelight.brokers import Delivery, Renewed, result_too_large
 from safelight.errors import (
     BrokerAwayError,
     BrokerFullError,
@@ -48,6 +48,7 @@ from safelight.errors import (
     InternalError,
     MalformedMessageError,
     SafelightError,
+    TooLargeError,
 )
 from safelight.message import Job, Presence, Quarantined, Reply, decode, encode, now_ms
 
@@ -83,6 +84,7 @@ QUARANTINE_MS = 7 * 24 * 3_600_000
 
 # Codes of servers that are up and yet take no commands, for now. https://valkey.io/topics/protocol/#simple-errors
 AWAY_CODES = {"LOADING", "READONLY", "MISCONF", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "BUSY"}
+TOO_LARGE = "invalid bulk length"  # the server's proto-max-bulk-len
 GROUP_GONE_CODES = {"NOGROUP", "UNBLOCKED"}
 
 Command = tuple[Any, ...]
@@ -100,6 +102,8 @@ def _ours(error: Exception) -> SafelightError:
         return BrokerFullError()
     if code in AWAY_CODES:
         return BrokerAwayError()
+    if TOO_LARGE in str(error):
+        return TooLargeError("The broker takes no message of this size.")
     return InternalError(f"the broker answered: {error}")
 
 
@@ -166,7 +170,8 @@ class _Line(asyncio.Protocol):
             self._parser.feed(data)
             while (answer := self._parser.gets()) is not NOT_YET:
                 self._batch.append(answer)
-                if len(self._batch) == self._waiting[0][0]:
+                is_refused = isinstance(answer, Exception) and TOO_LARGE in str(answer)  # and no further answer comes
+                if is_refused or len(self._batch) == self._waiting[0][0]:
                     batch, self._batch = self._batch, []
                     _, _, answers = self._waiting.popleft()
                     if not answers.done():
@@ -292,12 +297,16 @@ class RedisBroker:
         self._worker: bytes | None = None
         self._clock_offset: int | None = None  # the server's clock minus our monotonic one, in milliseconds
         self._cursor: bytes = b"0-0"  # of XAUTOCLAIM, which looks at a few entries a call
+        self._largest: int | None = None  # bytes of an argument that the server takes, where it tells
 
     async def connect(self) -> None:
-        """Connect and look at the server: its version, and a memory policy that would evict jobs."""
+        """Connect and look at the server: its version, its limits, a memory policy that would evict jobs."""
         info = _info(await self._pipe.one("INFO"))
         if int(info.get("redis_version", "0").partition(".")[0]) < 7:
             raise ConfigurationError(f"The broker is version {info.get('redis_version')}; it must be 7 or later.")
+        [limit] = await self._pipe.call(("CONFIG", "GET", "proto-max-bulk-len"))
+        if isinstance(limit, list) and len(limit) == 2:  # managed services forbid CONFIG
+            self._largest = int(limit[1])
         policy = info.get("maxmemory_policy", "noeviction")
         if policy != "noeviction" and info.get("maxmemory", "0") != "0":
             log.warning(
@@ -320,8 +329,14 @@ class RedisBroker:
     async def send(self, job: Job) -> None:
         """`XADD`, without a length: that would delete admitted jobs."""
         header, body = encode(job)
+        self._check_size(body)
         entry = await self._pipe.one("XADD", JOBS, "*", "header", header, "body", body)
         self._sent.setdefault(job.id, []).append(entry)
+
+    def _check_size(self, body: bytes) -> None:
+        """A server that is handed more than it takes closes the connection, for all that are under way on it."""
+        if self._largest is not None and len(body) > self._largest:
+            raise TooLargeError(f"The broker takes no message of more than {self._largest:,} bytes.")
 
     async def withdraw(self, job: Job) -> None:
         """Delete the job's entries; their holder's next renewal does not return them."""
@@ -522,8 +537,12 @@ class RedisBroker:
         return [delivery for delivery in held if delivery.handle not in renewed or delivery.handle in given_up]
 
     async def reply(self, delivery: Delivery, reply: Reply) -> None:
-        """`XADD` to the inbox if it is still there, `XACK`, `XDEL`."""
-        await self._finish(_answer(delivery, reply), delivery)
+        """`XADD` to the inbox if it is still there, `XACK`, `XDEL`. A result that is too large is a failure."""
+        try:
+            self._check_size(reply.image)
+            await self._finish(_answer(delivery, reply), delivery)
+        except TooLargeError as exc:
+            await self._finish(_answer(delivery, result_too_large(reply, exc)), delivery)
 
     async def _finish(self, answer: Command, delivery: Delivery) -> None:
         acknowledge = _delete([delivery.handle])
