@@ -639,9 +639,8 @@ class _Member(threading.Thread):
         }
         consumer = Consumer(self._options.consumer | membership)
         try:
-            consumer.subscribe(
-                [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-            )
+            told = {"on_assign": self._on_assign, "on_revoke": self._on_revoke, "on_lost": self._on_lost}
+            consumer.subscribe([self._topic], **{name: self._guarded(react) for name, react in told.items()})
             self._is_rejoining = False
             while not (self._has_ended() or self._is_rejoining):
                 self._wake.clear()
@@ -733,6 +732,18 @@ class _Member(threading.Thread):
             self._call(_tell, future, None if failure is None else BrokerAwayError())
 
     # What the driver calls in the thread, within a poll.
+
+    def _guarded(self, react: Callable[[Consumer, list[TopicPartition]], None]) -> Callable[..., None]:
+        """An error begins again; raised through the driver it would come out of the poll as something not catchable."""
+
+        def call(consumer: Consumer, places: list[TopicPartition]) -> None:
+            try:
+                react(consumer, places)
+            except KafkaException as exc:
+                log.debug("the membership begins again: %s", exc)
+                self._is_rejoining = True
+
+        return call
 
     def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         committed = consumer.committed(places, timeout=ANSWER_SECONDS)
