@@ -104,6 +104,7 @@ RETENTION: dict[str, dict[str, int | str]] = {
     QUARANTINE: {
         "retention.ms": 7 * 24 * 60 * MINUTE_MS,
         "retention.bytes": KEPT_BYTES,
+        "segment.bytes": KEPT_BYTES // 2,  # only whole segments are deleted
         "cleanup.policy": "compact,delete",
     },
 }
@@ -410,7 +411,8 @@ class _Writer:
 class _Reader:
     """A thread that reads partitions for itself, and hands what comes to the loop; None: something was lost."""
 
-    def __init__(self, options: _Options, deliver: Callable[[_Record | None], None]) -> None:
+    def __init__(self, options: _Options, deliver: Callable[[_Record | None], None], inbox: bytes = b"") -> None:
+        self._inbox = inbox
         self._consumer = Consumer(options.consumer | {"auto.offset.reset": "error"})
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
@@ -442,7 +444,9 @@ class _Reader:
                 continue
             error = message.error()
             if error is None:
-                self._hand_on(_Record.of(message))
+                record = _Record.of(message)
+                if record.headers.get(INBOX, self._inbox) == self._inbox:  # else another gateway's reply
+                    self._hand_on(record)
             elif error.code() in ABSENT or error.code() == KafkaError._AUTO_OFFSET_RESET:
                 break
         self._hand_on(None)
@@ -488,8 +492,11 @@ class _Partition(msgspec.Struct):
 
 
 class _Held(msgspec.Struct):
+    """A job that was handed out."""
+
     delivery: Delivery
     renewed: float
+    is_started: bool = False
 
 
 class _Member(threading.Thread):
@@ -551,8 +558,9 @@ class _Member(threading.Thread):
         """Return when it is committed that a job was started so often."""
         committed: asyncio.Future[None] = self._loop.create_future()
         with self._lock:
-            if place not in self._held:
+            if (held := self._held.get(place)) is None:
                 raise BrokerAwayError
+            held.is_started = True
             self._partitions[place.partition].marks[place.offset] = starts
             self._changed.add(place.partition)
             self._starting.append(committed)
@@ -766,10 +774,10 @@ class _Member(threading.Thread):
             self._look_for_expired()
             self._wake.wait(COMMIT_SECONDS)
         with self._lock:
-            for place in [place for place in self._held if place.partition in numbers and not self._is_closing]:
-                marks = self._partitions[place.partition].marks
-                marks[place.offset] = max(0, marks[place.offset] - 1)  # it is taken from a worker that lives
-                self._changed.add(place.partition)
+            for place, held in self._held.items():
+                if place.partition in numbers and held.is_started and not self._is_closing:
+                    self._partitions[place.partition].marks[place.offset] -= 1  # it is taken from a worker that lives
+                    self._changed.add(place.partition)
         with suppress(KafkaException):
             self._commit(consumer, is_last=True)
         self._forget(numbers)
@@ -807,7 +815,6 @@ class KafkaBroker:
         self._workers: dict[str, tuple[Presence, float]] = {}
         self._next_partition = random.randrange(PARTITIONS)  # noqa: S311 - so that not all gateways begin with the same
         # A gateway's.
-        self._inbox = b""
         self._reader: _Reader | None = None
         # A worker's.
         self._worker: str | None = None
@@ -876,12 +883,11 @@ class KafkaBroker:
 
     async def replies(self, inbox: str) -> AsyncIterator[Reply | Renewed]:
         """Read this inbox's partition; a connection that was lost loses nothing."""
-        self._inbox = inbox.encode()
         while True:
-            arrivals: asyncio.Queue[_Record | None] = asyncio.Queue()
+            arrivals: asyncio.Queue[_Record | None] = asyncio.Queue()  # bounded by what this gateway has sent
             try:
                 await asyncio.to_thread(self._cluster.prepare)
-                reader = _Reader(self._options, arrivals.put_nowait)
+                reader = _Reader(self._options, arrivals.put_nowait, inbox.encode())
                 await reader.open([self._place(REPLIES, self._awaited_at(inbox)), self._place(CONTROL, 0)])
             except SafelightError as exc:
                 log.debug("no inbox: %s", exc.detail)
@@ -897,11 +903,11 @@ class KafkaBroker:
         return TopicPartition(self._options.topic(name), partition)
 
     def _reply(self, record: _Record) -> Reply | None:
-        """The reply in a record, if it is one for this inbox."""
+        """The reply in a record, if it is one."""
         try:
             if record.headers.get(KIND) == PRESENCE:
                 self._seen(decode(Presence, record.header))
-            elif record.headers.get(INBOX) == self._inbox:
+            elif INBOX in record.headers:
                 return decode(Reply, record.header, record.body)
         except MalformedMessageError as exc:
             log.warning("a message in the inbox is %s; it is ignored", exc.detail)
