@@ -166,6 +166,13 @@ class TestKafka(Conformance):
             assert (reply.error, reply.image) == ("unprocessable_image", b"")
             assert "900,000 bytes" in reply.detail
 
+    async def test_ends_that_begin_together_on_a_new_cluster(self, server: Topics) -> None:
+        async def begin(name: str) -> list[Delivery]:
+            async with self.end(server) as broker:
+                return await broker.beat([], presence_of(name))
+
+        assert await asyncio.gather(*(begin(str(n)) for n in range(4))) == [[]] * 4
+
     async def test_topics_that_were_deleted_are_made_anew(self, server: Topics) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
             await gateway.send(job := a_job(inbox.name))

@@ -109,6 +109,7 @@ RETENTION: dict[str, dict[str, int | str]] = {
     },
 }
 ABSENT = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
+LEADERLESS = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 REFUSED = {
     KafkaError._AUTHENTICATION,
     KafkaError._SSL,
@@ -305,18 +306,16 @@ class _Cluster:
             if self._asker is None:
                 self._asker = Consumer(self._options.consumer)
             try:
-                committed = self._asker.committed(places, timeout=ANSWER_SECONDS)
+                committed = _patiently(self._asker.committed, places)
                 begins, ends = [
-                    self._asker.offsets_for_times(
+                    _patiently(
+                        self._asker.offsets_for_times,
                         [TopicPartition(place.topic, place.partition, symbol) for place in places],
-                        timeout=ANSWER_SECONDS,
                     )
                     for symbol in (OFFSET_BEGINNING, OFFSET_END)
                 ]
             except KafkaException as exc:
                 raise _error(exc.args[0]) from exc
-        if any(place.error for place in (*committed, *begins, *ends)):
-            raise BrokerAwayError
         lag = 0
         for place, begin, end in zip(committed, begins, ends, strict=True):
             known = _Partition.of(place)
@@ -431,11 +430,11 @@ class _Reader:
     def _positioned(self, places: list[TopicPartition], since: int | None) -> list[TopicPartition]:
         if since is not None:
             asked = [TopicPartition(place.topic, place.partition, since) for place in places]
-            places = self._consumer.offsets_for_times(asked, timeout=ANSWER_SECONDS)
-        for place in places:
-            if place.offset < 0:  # the symbolic end would be looked up by the first fetch, and miss what comes before
-                _, place.offset = self._consumer.get_watermark_offsets(place, timeout=ANSWER_SECONDS)
-        return places
+            places = _patiently(self._consumer.offsets_for_times, asked)
+        # The symbolic end would be looked up by the first fetch, and miss what comes before it.
+        ends = [TopicPartition(place.topic, place.partition, OFFSET_END) for place in places]
+        ends = _patiently(self._consumer.offsets_for_times, ends)
+        return [end if place.offset < 0 else place for place, end in zip(places, ends, strict=True)]
 
     def _run(self) -> None:
         while not self._is_closing:
@@ -1125,6 +1124,24 @@ def _newest(found: Iterable[tuple[Quarantined, bytes]]) -> list[tuple[Quarantine
     while sum(len(image) for _, image in newest) > KEPT_BYTES:
         del newest[0]
     return newest
+
+
+def _patiently(ask: Callable[..., list[TopicPartition]], places: list[TopicPartition]) -> list[TopicPartition]:
+    """An answer without errors; asked again while partitions have no leader, as those of a topic that was just made."""
+    until = time.monotonic() + ANSWER_SECONDS
+    while True:
+        error: KafkaError | None
+        try:
+            answer = ask(places, timeout=ANSWER_SECONDS)
+        except KafkaException as exc:
+            error = exc.args[0]
+        else:
+            error = next((place.error for place in answer if place.error), None)
+            if error is None:
+                return answer
+        if error.code() not in LEADERLESS or time.monotonic() > until:
+            raise KafkaException(error)
+        time.sleep(RECONNECT_SECONDS)
 
 
 def _tell(future: asyncio.Future[Any], outcome: Any) -> None:
