@@ -53,6 +53,7 @@ from confluent_kafka.cimpl import NewTopic
 from msgspec.structs import replace
 
 from safelight.brokers import Delivery, Renewed, result_too_large
+from safelight.brokers.told import OLDEST_JOB_SECONDS, Living, Withdrawn, withdrawal
 from safelight.errors import (
     BrokerAwayError,
     BrokerFullError,
@@ -90,7 +91,6 @@ COMMIT_SECONDS = 0.05  # what is done is committed with the next start, or after
 READ_SECONDS = 0.1
 FULL_SECONDS = 0.5  # a worker with no room for so long pauses its partitions, and only looks for rebalances
 RECONNECT_SECONDS = 0.1
-OLDEST_JOB_SECONDS = 360  # the longest timeout is 300 s; what is older has been answered
 WINDOW = 256  # jobs of a partition from the first unfinished one on; their marks fit in 4 KB of metadata
 SHARED_COUNT = 64  # jobs that a worker gives away with each beat, at most
 KEPT_COUNT, KEPT_BYTES = 100, 256 * 1024 * 1024  # in quarantine
@@ -811,7 +811,7 @@ class KafkaBroker:
         self._options = _Options(url)
         self._cluster = _Cluster(self._options)
         self._writer = _Writer(self._options)
-        self._workers: dict[str, tuple[Presence, float]] = {}
+        self._workers = Living(lease)
         self._next_partition = random.randrange(PARTITIONS)  # noqa: S311 - so that not all gateways begin with the same
         # A gateway's.
         self._reader: _Reader | None = None
@@ -824,7 +824,7 @@ class KafkaBroker:
         self._control_read = -1
         self._has_read = asyncio.Event()
         self._opening_control = asyncio.Lock()
-        self._withdrawn: dict[bytes, float] = {}
+        self._withdrawn = Withdrawn()
 
     async def connect(self) -> None:
         """Connect, and make the topics that are not there."""
@@ -878,7 +878,7 @@ class KafkaBroker:
 
     async def withdraw(self, job: Job) -> None:
         """Tell all workers; who is handed the job throws it away."""
-        await self._write(CONTROL, 0, _withdrawal(job), kind=WITHDRAWAL)
+        await self._write(CONTROL, 0, withdrawal(job), kind=WITHDRAWAL)
 
     async def replies(self, inbox: str) -> AsyncIterator[Reply | Renewed]:
         """Read this inbox's partition; a connection that was lost loses nothing."""
@@ -905,7 +905,7 @@ class KafkaBroker:
         """The reply in a record, if it is one."""
         try:
             if record.headers.get(KIND) == PRESENCE:
-                self._seen(decode(Presence, record.header))
+                self._workers.hear(decode(Presence, record.header))
             elif INBOX in record.headers:
                 return decode(Reply, record.header, record.body)
         except MalformedMessageError as exc:
@@ -915,17 +915,7 @@ class KafkaBroker:
     async def presence(self) -> list[Presence]:
         """Whose sign of life came within two leases; `BrokerAwayError` if the broker does not answer."""
         await self.backlog()
-        return self._living()
-
-    def _living(self) -> list[Presence]:
-        now = time.monotonic()
-        self._workers = {name: seen for name, seen in self._workers.items() if now - seen[1] <= 2 * self._lease}
-        return [presence for presence, _ in self._workers.values()]
-
-    def _seen(self, presence: Presence) -> None:
-        self._workers.pop(presence.worker, None)
-        if presence.slots:
-            self._workers[presence.worker] = (presence, time.monotonic())
+        return self._workers.now()
 
     async def backlog(self) -> int:
         """The lag, less what is done out of turn."""
@@ -961,7 +951,7 @@ class KafkaBroker:
                 place, job = await self._ready.get()
         except TimeoutError:
             return None
-        if _withdrawal(job) in self._withdrawn:
+        if job in self._withdrawn:
             place.member.finish(place)
             return None
         return place.member.claim(place, job)
@@ -976,7 +966,7 @@ class KafkaBroker:
             kept = Quarantined(id=new_id(), cause=exc.detail, attempts=0, worker="", at=now_ms(), size=len(body))
             self._run(self._put_aside(place, kept, body))
             return
-        if _withdrawal(job) in self._withdrawn:
+        if job in self._withdrawn:
             place.member.finish(place)
         else:
             self._ready.put_nowait((place, job))
@@ -1017,12 +1007,10 @@ class KafkaBroker:
         self._control_read = record.offset
         kind = record.headers.get(KIND)
         if kind == WITHDRAWAL:
-            now = time.monotonic()
-            self._withdrawn = {key: at for key, at in self._withdrawn.items() if now - at <= OLDEST_JOB_SECONDS}
-            self._withdrawn[record.header] = now
+            self._withdrawn.hear(record.header)
         elif kind == PRESENCE:
             with suppress(MalformedMessageError):
-                self._seen(decode(Presence, record.header))
+                self._workers.hear(decode(Presence, record.header))
         self._has_read.set()
 
     async def _announce(self, presence: Presence) -> None:
@@ -1051,14 +1039,14 @@ class KafkaBroker:
         await self._open_control()
         await self._announce(presence)
         for delivery in held:
-            if _withdrawal(delivery.job) in self._withdrawn:
+            if delivery.job in self._withdrawn:
                 delivery.handle.member.finish(delivery.handle)
         await self._share()
         return [delivery for delivery in held if not delivery.handle.member.renew(delivery.handle)]
 
     async def _share(self) -> None:
         """Jobs that have waited here for long go to workers that have room."""
-        others = [presence for presence in self._living() if presence.worker != self._worker]
+        others = [presence for presence in self._workers.now() if presence.worker != self._worker]
         if self._member is None or not self._member.is_full or not any(presence.free for presence in others):
             return
         for _ in range(SHARED_COUNT):
@@ -1087,7 +1075,7 @@ class KafkaBroker:
         if not place.member.renew(place):
             return  # somebody else has it
         await self._learn()
-        if _withdrawal(delivery.job) not in self._withdrawn:
+        if delivery.job not in self._withdrawn:
             await self._send(replace(delivery.job, starts=starts), place.member.elsewhere(), place.reply_to)
         place.member.finish(place)
 
@@ -1163,7 +1151,3 @@ def _error(error: KafkaError) -> SafelightError:
     if code in ABSENT:
         return _AbsentError()
     return BrokerFullError() if code in FULL else BrokerAwayError()
-
-
-def _withdrawal(job: Job) -> bytes:
-    return f"{job.reply_to}:{job.id}".encode()  # a person may send the same job anew from another inbox

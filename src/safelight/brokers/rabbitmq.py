@@ -34,7 +34,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,6 +43,7 @@ from aiormq import spec
 from msgspec.structs import replace
 
 from safelight.brokers import Delivery, Renewed, result_too_large
+from safelight.brokers.told import Living, Withdrawn, withdrawal
 from safelight.errors import (
     BrokerAwayError,
     BrokerFullError,
@@ -80,7 +80,6 @@ DELETED_SECONDS = 1.0  # a queue declared anew while it is being deleted is dele
 CLOSE_SECONDS = 1.0
 RECONNECT_SECONDS = 0.1
 HEARTBEAT_SECONDS = 4  # three times as long without a sign, and the other end is gone
-OLDEST_JOB_SECONDS = 360  # the longest timeout is 300 s; what is older has been answered
 EXPIRY_GRACE_MS = 60_000  # after its deadline; gateways' and workers' clocks decide what is late, this only cleans up
 SMALL_MESSAGE_BYTES = 256 * 1024
 READ_COUNT = 64
@@ -200,7 +199,7 @@ class RabbitBroker:
         self._largest: int | None = None  # and no more than this, as it told when it refused a message
         self._inbox: str | None = None
         self._sent: dict[str, dict[str, int]] = {}  # job -> its messages, and how often each was started
-        self._workers: dict[str, tuple[Presence, float]] = {}  # with the time of its arrival, on our monotonic clock
+        self._workers = Living(lease)
         # A worker's.
         self._worker: str | None = None
         self._jobs: AbstractChannel | None = None
@@ -211,7 +210,7 @@ class RabbitBroker:
         self._control_queue = WORKER + new_id()
         self._opening_control = asyncio.Lock()
         self._expected: dict[str, asyncio.Future[bytes]] = {}  # what this worker waits for on its own queue
-        self._withdrawn: dict[bytes, float] = {}
+        self._withdrawn = Withdrawn()
 
     async def connect(self) -> None:
         """Connect, look at the server's version, and declare all queues."""
@@ -317,7 +316,7 @@ class RabbitBroker:
     async def withdraw(self, job: Job) -> None:
         """Tell all workers; the job stays on the queue until one of them throws it away."""
         self._sent.pop(job.id, None)
-        await self._publish("", _withdrawal(job), exchange=WITHDRAWN, kind=WITHDRAWAL)
+        await self._publish("", withdrawal(job), exchange=WITHDRAWN, kind=WITHDRAWAL)
 
     async def replies(self, inbox: str) -> AsyncIterator[Reply | Renewed]:
         """Consume from the inbox; what is still there after a lost connection has lost nothing, nor have the jobs."""
@@ -351,7 +350,7 @@ class RabbitBroker:
             if kind in (START, QUESTION):
                 await self._told_of_starts(kind, header, message.header.properties.reply_to or "")
             else:
-                self._seen(decode(Presence, header))
+                self._workers.hear(decode(Presence, header))
         except (MalformedMessageError, ValueError) as exc:
             log.warning("a message in the inbox cannot be read and is ignored: %s", exc)
         return None
@@ -388,21 +387,14 @@ class RabbitBroker:
     async def presence(self) -> list[Presence]:
         """Whose sign of life came to the inbox within two leases; `BrokerAwayError` if the broker does not answer."""
         await self.backlog()
-        now = time.monotonic()
-        self._workers = {name: seen for name, seen in self._workers.items() if now - seen[1] <= 2 * self._lease}
-        return [presence for presence, _ in self._workers.values()]
-
-    def _seen(self, presence: Presence) -> None:
-        self._workers.pop(presence.worker, None)
-        if presence.slots:
-            self._workers[presence.worker] = (presence, time.monotonic())
+        return self._workers.now()
 
     async def backlog(self) -> int:
         """What the queue has ready, and what workers hold by their last word: AMQP tells only the first."""
         channel = await self._consuming.channel()
         with _away():
             told = await channel.queue_declare(JOBS, passive=True, timeout=ANSWER_SECONDS)
-        held = sum(presence.slots - presence.free for presence, _ in self._workers.values())
+        held = sum(presence.slots - presence.free for presence in self._workers.now())
         return (told.message_count or 0) + held
 
     # The worker's.
@@ -476,7 +468,7 @@ class RabbitBroker:
 
     async def _starts(self, job: Job, message: DeliveredMessage) -> int:
         """How often this message was started, as its gateway knows; `GIVEN_UP` if nobody waits for it."""
-        if _withdrawal(job) in self._withdrawn:
+        if job in self._withdrawn:
             return GIVEN_UP
         if not message.redelivered:
             return 0
@@ -528,9 +520,7 @@ class RabbitBroker:
             if not expected.done():
                 expected.set_result(_header(message))
         elif message.header.properties.message_type == WITHDRAWAL:
-            now = time.monotonic()
-            self._withdrawn = {key: at for key, at in self._withdrawn.items() if now - at <= OLDEST_JOB_SECONDS}
-            self._withdrawn[_header(message)] = now
+            self._withdrawn.hear(_header(message))
 
     async def start(self, delivery: Delivery, starts: int) -> None:
         """Tell the gateway; not confirmed, but written to the connection."""
@@ -548,9 +538,7 @@ class RabbitBroker:
         lost = [
             each
             for each in held
-            if each.handle not in self._held
-            or each.handle.channel.is_closed
-            or _withdrawal(each.job) in self._withdrawn
+            if each.handle not in self._held or each.handle.channel.is_closed or each.job in self._withdrawn
         ]
         for delivery in lost:
             await self._acknowledge(delivery.handle)
@@ -576,7 +564,7 @@ class RabbitBroker:
         if handle not in self._held or handle.channel.is_closed:
             return  # somebody else has it
         await self._learn()
-        if _withdrawal(delivery.job) not in self._withdrawn:
+        if delivery.job not in self._withdrawn:
             await self._send(replace(delivery.job, starts=starts), new_id())
         with suppress(*AWAY):  # its consumer would be handed it at once
             self._consumers.remove(handle.consumer)
@@ -693,7 +681,3 @@ def _header(message: DeliveredMessage) -> bytes:
     """Our header; empty if there is none."""
     told = (message.header.properties.headers or {}).get(HEADER, "")
     return told.encode() if isinstance(told, str) else bytes(told) if isinstance(told, bytes | bytearray) else b""
-
-
-def _withdrawal(job: Job) -> bytes:
-    return f"{job.reply_to}:{job.id}".encode()  # a person may send the same job anew from another inbox
