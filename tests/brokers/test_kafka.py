@@ -23,6 +23,7 @@ from safelight.conformance import (
     is_equal,
     is_true,
     presence_of,
+    sent,
     until,
 )
 from safelight.errors import BrokerAwayError, ConfigurationError, TooLargeError
@@ -113,6 +114,15 @@ class TestKafka(Conformance):
                     await other.answer(each)
                 await self.nothing_waits(gateway)
 
+    async def test_a_lease_that_is_not_beaten_for_ends_with_the_starts_so_far(self, server: Topics) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            await gateway.send(job := a_job(inbox.name))
+            delivery = await worker.take()
+            await worker.broker.start(delivery, 1)
+            again = await worker.take()
+            assert (again.job.id, again.starts) == (job.id, 1)
+            assert await worker.broker.beat([delivery, again], presence_of("worker-0")) == [delivery]
+
     async def test_a_slow_job_does_not_stop_its_partition(self, ordered_server: Topics) -> None:
         async with self.gateway(ordered_server) as (gateway, inbox), self.worker(ordered_server) as worker:
             for _ in range(2 * WINDOW):
@@ -196,6 +206,18 @@ class TestKafka(Conformance):
             delivery = await until(taken, seconds=60)
             await until(lambda: answered(worker, delivery))
             await inbox.reply_to(job)
+
+    async def test_what_is_under_way_when_topics_are_deleted_is_told(self, server: Topics) -> None:
+        async with self.gateway(server) as (gateway, inbox):
+            names = [server.topic(name) for name in RETENTION]
+            admin = AdminClient(server.client)
+            deleting = admin.delete_topics(names, request_timeout=10)
+            sending = [asyncio.create_task(sent(gateway, a_job(inbox.name))) for _ in range(50)]
+            for future in deleting.values():
+                await asyncio.wrap_future(future)
+            sending += [asyncio.create_task(sent(gateway, a_job(inbox.name))) for _ in range(50)]
+            async with asyncio.timeout(30):
+                assert len(await asyncio.gather(*sending)) == 100
 
     async def test_over_tls_with_a_password(self, server: Topics, kafka_node: KafkaServer) -> None:
         broker = open_broker(f"{kafka_node.tls_url}&prefix={server.prefix}", lease=LEASE)

@@ -361,18 +361,22 @@ class _Writer:
 
     def __init__(self, options: _Options) -> None:
         self._options = options
+        self._is_closed = False
         self._producer: Producer | None = None
+        self._threads: list[threading.Thread] = []  # of this producer, and of those before it that have not ended
 
     def open(self) -> Producer:
         """The producer; a new one needs a while until it can write."""
         if self._producer is None:
             ours = {"enable.idempotence": True, "linger.ms": 0, "message.timeout.ms": int(ANSWER_SECONDS * 1_000)}
             self._producer = Producer(self._options.client | ours)
-            threading.Thread(target=self._serve, args=(self._producer,), name="producer", daemon=True).start()
+            thread = threading.Thread(target=self._serve, args=(self._producer,), name="producer", daemon=True)
+            self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
+            thread.start()
         return self._producer
 
     def _serve(self, producer: Producer) -> None:
-        while self._producer is producer:
+        while not self._is_closed and (self._producer is producer or len(producer)):
             producer.poll(READ_SECONDS)
 
     async def write(self, name: str, partition: int, header: bytes, body: bytes | None = b"", **more: bytes) -> int:
@@ -397,14 +401,21 @@ class _Writer:
             )
         except KafkaException as exc:
             if exc.args[0].fatal():
-                self._producer = None  # another one begins anew
+                self.renew()
             raise _error(exc.args[0]) from exc
         except BufferError as exc:
             raise BrokerFullError from exc
         return await report
 
-    def close(self) -> None:
+    def renew(self) -> None:
+        """The next message has a new producer; the old one's reports still come."""
         self._producer = None
+
+    async def close(self) -> None:
+        """End, also the threads: one that is in the driver while the interpreter ends may crash it."""
+        self._is_closed = True
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
 
 
 class _Reader:
@@ -511,7 +522,7 @@ class _Member(threading.Thread):
         cluster: _Cluster,
         lease: float,
         arrived: Callable[[_Place, _Record], None],
-        expired: Callable[[Delivery], None],
+        expired: Callable[[Delivery, int], None],
     ) -> None:
         super().__init__(name="consumer", daemon=True)
         self._options = options
@@ -554,21 +565,26 @@ class _Member(threading.Thread):
         return delivery
 
     async def started(self, place: _Place, starts: int) -> None:
-        """Return when it is committed that a job was started so often."""
+        """Return when it is committed that a job was started so often; if it cannot be, it was not."""
         committed: asyncio.Future[None] = self._loop.create_future()
+        self._mark(place, starts, is_started=True)
         with self._lock:
-            if (held := self._held.get(place)) is None:
-                raise BrokerAwayError
-            held.is_started = True
-            self._partitions[place.partition].marks[place.offset] = starts
-            self._changed.add(place.partition)
             self._starting.append(committed)
         self._wake.set()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await committed
-        except TimeoutError as exc:
+        except (BrokerAwayError, TimeoutError) as exc:
+            self._mark(place, starts - 1, is_started=False)
             raise BrokerAwayError from exc
+
+    def _mark(self, place: _Place, starts: int, *, is_started: bool) -> None:
+        with self._lock:
+            if (held := self._held.get(place)) is None:
+                raise BrokerAwayError
+            held.is_started = is_started
+            self._partitions[place.partition].marks[place.offset] = starts
+            self._changed.add(place.partition)
 
     def finish(self, place: _Place) -> None:
         """A job is done; committed soon."""
@@ -710,11 +726,12 @@ class _Member(threading.Thread):
     def _look_for_expired(self) -> None:
         now = time.monotonic()
         with self._lock:
-            expired = [held for held in self._held.values() if now - held.renewed > self._lease]
-            for held in expired:
+            expired = {place: held for place, held in self._held.items() if now - held.renewed > self._lease}
+            for held in expired.values():
                 held.renewed = now
-        for held in expired:
-            self._call(self._expired, held.delivery)
+            starts = [self._partitions[place.partition].marks[place.offset] for place in expired]
+        for held, count in zip(expired.values(), starts, strict=True):
+            self._call(self._expired, held.delivery, max(count, held.delivery.starts))
 
     def _commit(self, consumer: Consumer, *, is_last: bool = False) -> None:
         now = time.monotonic()
@@ -844,7 +861,7 @@ class KafkaBroker:
         for reader in (self._reader, self._control):
             if reader is not None:
                 await reader.close()
-        self._writer.close()
+        await self._writer.close()
         await asyncio.to_thread(self._cluster.close)
 
     async def _write(self, name: str, partition: int, header: bytes, body: bytes | None = b"", **more: bytes) -> int:
@@ -856,7 +873,7 @@ class KafkaBroker:
 
     def _begin_anew(self) -> None:
         """Topics were deleted: who reads them is not told, and whoever opens them again makes them."""
-        self._writer.close()
+        self._writer.renew()
         for reader in (self._reader, self._control):
             if reader is not None:
                 reader.end()
@@ -983,9 +1000,9 @@ class KafkaBroker:
                 return place.member.finish(place)
             await asyncio.sleep(RECONNECT_SECONDS)
 
-    def _on_expired(self, delivery: Delivery) -> None:
+    def _on_expired(self, delivery: Delivery, starts: int) -> None:
         log.warning("job %s: its lease has ended; it goes to another partition", delivery.job.id)
-        self._run(self._pass_on(delivery.handle, replace(delivery.job, starts=delivery.starts)))
+        self._run(self._pass_on(delivery.handle, replace(delivery.job, starts=starts)))
 
     async def _pass_on(self, place: _Place, job: Job) -> None:
         with suppress(BrokerAwayError):
