@@ -11,15 +11,15 @@ rebalance, for `KEEP_SECONDS` at most. A killed or frozen worker leaves the grou
 worker no longer beats for (the broker was away) is put on another partition when its lease ends; so is one that waits
 behind slow jobs while another worker is idle.
 
-===================== ===================== ===========================================================================
-topic                 partitions            what
-===================== ===================== ===========================================================================
-`safelight.jobs`      `?partitions=` (16)   Job, with the partition where its reply is awaited
-`safelight.replies`   the same number       Reply, with its inbox; a gateway reads one partition, from its end on, and
-                                            may share it with others: nothing is left behind when a gateway dies
-`safelight.control`   1                     Presence, and withdrawals: all gateways and all workers read it
-`safelight.quarantine` 1                    Quarantined with its image, by the job's id; dropped by a tombstone
-===================== ===================== ===========================================================================
+====================== =================== ============================================================================
+topic                  partitions          what
+====================== =================== ============================================================================
+`safelight.jobs`       `?partitions=` (16) Job, with the partition where its reply is awaited
+`safelight.replies`    the same number     Reply, with its inbox; a gateway reads one partition, from its end on, and
+                                           may share it with others: nothing is left behind when a gateway dies
+`safelight.control`    1                   Presence, and withdrawals: all gateways and all workers read it
+`safelight.quarantine` 1                   Quarantined with its image, by the job's id; dropped by a tombstone
+====================== =================== ============================================================================
 
 Nothing is deleted on acknowledging: topics age (`RETENTION`), and the backlog is the group's lag. A message's header
 is the record header `safelight`. `?prefix=` stands for `safelight` in the names of topics and group.
