@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conftest import certify, free_port, wait_until
 
-JARS = Path.home() / ".cache/safelight/kafka-4.3.1"  # where .ci/run puts them
+JARS = Path.home() / ".cache/safelight/kafka"  # where .ci/run puts them
 STARTED_SECONDS = 60.0
 MEMORY = ("-Xms256m", "-Xmx768m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto")
 PROPERTIES = """

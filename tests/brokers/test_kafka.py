@@ -49,12 +49,17 @@ class Topics:
     def client(self) -> dict[str, str]:
         return {"bootstrap.servers": f"127.0.0.1:{self.node.port}"}
 
-    async def make(self, name: str, partitions: int = 1, **config: str) -> None:
+    async def make(self, name: str, largest: int) -> None:
         """One of the topics, before any of ours does."""
-        settings = {key.replace("_", "."): value for key, value in config.items()}
-        new = NewTopic(self.topic(name), partitions, 1, config=settings)
+        new = NewTopic(self.topic(name), 1, 1, config={"max.message.bytes": str(largest)})
         admin = AdminClient(self.client)
         await asyncio.wrap_future(admin.create_topics([new], request_timeout=10)[new.topic])
+
+    async def delete(self) -> None:
+        """All of them."""
+        admin = AdminClient(self.client)
+        for future in admin.delete_topics(list(map(self.topic, RETENTION)), request_timeout=10).values():
+            await asyncio.wrap_future(future)
 
     def kill(self) -> None:
         self.node.kill()
@@ -163,7 +168,7 @@ class TestKafka(Conformance):
             await until(lambda: is_equal(gateway.backlog, 1))
 
     async def test_a_topic_that_cannot_carry_the_limit_is_named(self, server: Topics) -> None:
-        await server.make("replies", max_message_bytes="1000000")
+        await server.make("replies", 1_000_000)
         with pytest.raises(ConfigurationError, match=r"\.replies takes messages of 1,000,000 bytes at most"):
             await self.open(server).connect()
         server.options = "&largest=900000"
@@ -188,10 +193,7 @@ class TestKafka(Conformance):
             await gateway.send(job := a_job(inbox.name))
             await worker.answer(await worker.take())
             await inbox.reply_to(job)
-            names = [server.topic(name) for name in RETENTION]
-            admin = AdminClient(server.client)
-            for future in admin.delete_topics(names, request_timeout=10).values():
-                await asyncio.wrap_future(future)
+            await server.delete()
             job = a_job(inbox.name)
 
             async def taken() -> Delivery | None:
@@ -209,12 +211,9 @@ class TestKafka(Conformance):
 
     async def test_what_is_under_way_when_topics_are_deleted_is_told(self, server: Topics) -> None:
         async with self.gateway(server) as (gateway, inbox):
-            names = [server.topic(name) for name in RETENTION]
-            admin = AdminClient(server.client)
-            deleting = admin.delete_topics(names, request_timeout=10)
+            deleting = asyncio.create_task(server.delete())
             sending = [asyncio.create_task(sent(gateway, a_job(inbox.name))) for _ in range(50)]
-            for future in deleting.values():
-                await asyncio.wrap_future(future)
+            await deleting
             sending += [asyncio.create_task(sent(gateway, a_job(inbox.name))) for _ in range(50)]
             async with asyncio.timeout(30):
                 assert len(await asyncio.gather(*sending)) == 100

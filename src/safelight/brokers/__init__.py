@@ -13,16 +13,15 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from safelight.errors import ConfigurationError, ImageError
-from safelight.message import Job, Reply
+from safelight.errors import ConfigurationError
+from safelight.message import Job  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from safelight.errors import TooLargeError
-    from safelight.message import Presence, Quarantined
+    from safelight.message import Presence, Quarantined, Reply
 
-__all__ = ["Broker", "Delivery", "Renewed", "open_broker", "result_too_large"]
+__all__ = ["Broker", "Delivery", "Renewed", "open_broker"]
 
 
 class Delivery(Struct, frozen=True, eq=False):
@@ -118,9 +117,3 @@ def open_broker(url: str, *, lease: float) -> Broker:
     except ModuleNotFoundError as exc:
         raise ConfigurationError(f"{scheme}:// needs a driver: pip install 'safelight[{extra}]' ({exc}).") from exc
     return broker
-
-
-def result_too_large(reply: Reply, error: TooLargeError) -> Reply:
-    """What goes to the gateway in place of a reply that the broker does not take."""
-    detail = f"The result is too large. {error.detail}"
-    return Reply(id=reply.id, worker=reply.worker, error=ImageError.code, detail=detail)

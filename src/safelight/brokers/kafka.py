@@ -34,7 +34,7 @@ import random
 import threading
 import time
 import zlib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -52,7 +52,8 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 from confluent_kafka.cimpl import NewTopic
 from msgspec.structs import replace
 
-from safelight.brokers import Delivery, Renewed, result_too_large
+from safelight.brokers import Delivery, Renewed
+from safelight.brokers.refusals import check_size, not_a_job, result_too_large, too_large
 from safelight.brokers.told import OLDEST_JOB_SECONDS, Living, Withdrawn, withdrawal
 from safelight.errors import (
     BrokerAwayError,
@@ -62,10 +63,10 @@ from safelight.errors import (
     SafelightError,
     TooLargeError,
 )
-from safelight.message import Job, Presence, Quarantined, Reply, decode, encode, new_id, now_ms
+from safelight.message import Job, Presence, Quarantined, Reply, decode, encode, now_ms
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 
     from confluent_kafka import Message
 
@@ -384,14 +385,12 @@ class _Writer:
 
         `TooLargeError`; `BrokerFullError` when it is refused for now; `BrokerAwayError`.
         """
-        if body is not None and len(body) > self._options.largest:
-            raise TooLargeError(f"The broker takes no message of more than {self._options.largest:,} bytes.")
+        check_size(body or b"", self._options.largest)
         loop = asyncio.get_running_loop()
         report: asyncio.Future[int] = loop.create_future()
 
         def on_delivery(error: KafkaError | None, message: Message) -> None:
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(_tell, report, message.offset() if error is None else _error(error))
+            _call(loop, _tell, report, message.offset() if error is None else _error(error))
 
         key = more.pop("key", None)
         headers: list[tuple[str, str | bytes | None]] = [(HEADER, header), *more.items()]
@@ -456,19 +455,15 @@ class _Reader:
             if error is None:
                 record = _Record.of(message)
                 if record.headers.get(INBOX, self._inbox) == self._inbox:  # else another gateway's reply
-                    self._hand_on(record)
+                    _call(self._loop, self._deliver, record)
             elif error.code() in ABSENT or error.code() == KafkaError._AUTO_OFFSET_RESET:
                 break
-        self._hand_on(None)
+        _call(self._loop, self._deliver, None)
         self._consumer.close()
 
     def end(self) -> None:
         """Read no more; where it was open, that is told as a loss."""
         self._is_closing = True
-
-    def _hand_on(self, record: _Record | None) -> None:
-        with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._deliver, record)
 
     async def close(self) -> None:
         self.end()
@@ -694,7 +689,8 @@ class _Member(threading.Thread):
     def _pause(self, consumer: Consumer) -> None:
         """Read no partition while there is no room for long, and none with too many jobs behind an unfinished one."""
         with self._lock:
-            wanted = {n for n, known in self._partitions.items() if self.is_full or len(known.marks) >= WINDOW}
+            is_full = self.is_full
+            wanted = {n for n, known in self._partitions.items() if is_full or len(known.marks) >= WINDOW}
         for numbers, change in ((wanted - self._paused, consumer.pause), (self._paused - wanted, consumer.resume)):
             if numbers:
                 change([TopicPartition(self._topic, number) for number in numbers])
@@ -717,11 +713,7 @@ class _Member(threading.Thread):
             if known.marks.setdefault(place.offset, 0) == DONE:
                 return
             self._unclaimed.add(place)
-        self._call(self._arrived, place, record)
-
-    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(function, *arguments)
+        _call(self._loop, self._arrived, place, record)
 
     def _look_for_expired(self) -> None:
         now = time.monotonic()
@@ -731,7 +723,7 @@ class _Member(threading.Thread):
                 held.renewed = now
             starts = [self._partitions[place.partition].marks[place.offset] for place in expired]
         for held, count in zip(expired.values(), starts, strict=True):
-            self._call(self._expired, held.delivery, max(count, held.delivery.starts))
+            _call(self._loop, self._expired, held.delivery, max(count, held.delivery.starts))
 
     def _commit(self, consumer: Consumer, *, is_last: bool = False) -> None:
         now = time.monotonic()
@@ -753,7 +745,7 @@ class _Member(threading.Thread):
                     self._changed |= set(changed)
         self._committed_at = time.monotonic()
         for future in starting:
-            self._call(_tell, future, None if failure is None else BrokerAwayError())
+            _call(self._loop, _tell, future, None if failure is None else BrokerAwayError())
 
     # What the driver calls in the thread, within a poll.
 
@@ -865,20 +857,22 @@ class KafkaBroker:
         await asyncio.to_thread(self._cluster.close)
 
     async def _write(self, name: str, partition: int, header: bytes, body: bytes | None = b"", **more: bytes) -> int:
-        try:
+        with self._anew_if_absent():
             return await self._writer.write(name, partition, header, body, **more)
-        except _AbsentError:
-            self._begin_anew()
-            raise
 
-    def _begin_anew(self) -> None:
-        """Topics were deleted: who reads them is not told, and whoever opens them again makes them."""
-        self._writer.renew()
-        for reader in (self._reader, self._control):
-            if reader is not None:
-                reader.end()
-        if self._member is not None:
-            self._member.rejoin()
+    @contextmanager
+    def _anew_if_absent(self) -> Iterator[None]:
+        """When topics were deleted, who reads them is not told; whoever opens them again makes them."""
+        try:
+            yield
+        except _AbsentError:
+            self._writer.renew()
+            for reader in (self._reader, self._control):
+                if reader is not None:
+                    reader.end()
+            if self._member is not None:
+                self._member.rejoin()
+            raise
 
     # The gateway's.
 
@@ -936,11 +930,8 @@ class KafkaBroker:
 
     async def backlog(self) -> int:
         """The lag, less what is done out of turn."""
-        try:
+        with self._anew_if_absent():
             return await asyncio.to_thread(self._cluster.backlog)
-        except _AbsentError:
-            self._begin_anew()
-            raise
 
     # The worker's.
 
@@ -980,8 +971,7 @@ class KafkaBroker:
             job = decode(Job, record.header, body)
         except MalformedMessageError as exc:
             log.warning("a message on the queue is %s; it is kept in quarantine", exc.detail)
-            kept = Quarantined(id=new_id(), cause=exc.detail, attempts=0, worker="", at=now_ms(), size=len(body))
-            self._run(self._put_aside(place, kept, body))
+            self._run(self._put_aside(place, not_a_job(exc, body), body))
             return
         if job in self._withdrawn:
             place.member.finish(place)
@@ -1149,6 +1139,12 @@ def _patiently(ask: Callable[..., list[TopicPartition]], places: list[TopicParti
         time.sleep(RECONNECT_SECONDS)
 
 
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
+    """From a thread, in the loop, if it still runs."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *arguments)
+
+
 def _tell(future: asyncio.Future[Any], outcome: Any) -> None:
     if not future.done():
         if isinstance(outcome, Exception):
@@ -1164,7 +1160,7 @@ def _error(error: KafkaError) -> SafelightError:
     if code in REFUSED:
         return ConfigurationError(f"The broker refuses us: {error.str()}.")
     if code in TOO_LARGE:
-        return TooLargeError("The broker takes no message of this size.")
+        return too_large(None)
     if code in ABSENT:
         return _AbsentError()
     return BrokerFullError() if code in FULL else BrokerAwayError()

@@ -42,7 +42,8 @@ from aiormq import exceptions as driver
 from aiormq import spec
 from msgspec.structs import replace
 
-from safelight.brokers import Delivery, Renewed, result_too_large
+from safelight.brokers import Delivery, Renewed
+from safelight.brokers.refusals import check_size, not_a_job, result_too_large, too_large
 from safelight.brokers.told import Living, Withdrawn, withdrawal
 from safelight.errors import (
     BrokerAwayError,
@@ -250,8 +251,7 @@ class RabbitBroker:
         `TooLargeError`; `BrokerFullError` when the queue refuses it or an alarm of the broker's stops all writing;
         `_UnroutableError` when it `is_mandatory` and the queue is not there.
         """
-        if self._largest is not None and len(body) > self._largest:
-            raise self._too_large()
+        check_size(body, self._largest)
         properties = spec.Basic.Properties(
             headers={HEADER: header.decode()},
             delivery_mode=2,
@@ -285,16 +285,13 @@ class RabbitBroker:
             if (told := TOO_LARGE.search(str(exc))) is None:
                 raise BrokerAwayError from exc
             self._largest = int(told[1])
-            raise self._too_large() from exc
+            raise too_large(self._largest) from exc
         except TimeoutError as exc:
             await _writable(channel)
             await self._publishing.close()
             raise BrokerAwayError from exc
         except AWAY as exc:
             raise BrokerAwayError from exc
-
-    def _too_large(self) -> TooLargeError:
-        return TooLargeError(f"The broker takes no message of more than {self._largest:,} bytes.")
 
     # The gateway's.
 
@@ -454,10 +451,7 @@ class RabbitBroker:
             job = decode(Job, _header(message), message.body)
         except MalformedMessageError as exc:
             log.warning("a message on the queue is %s; it is kept in quarantine", exc.detail)
-            await self._keep_aside(
-                Quarantined(id=new_id(), cause=exc.detail, attempts=0, worker="", at=now_ms(), size=len(message.body)),
-                message.body,
-            )
+            await self._keep_aside(not_a_job(exc, message.body), message.body)
             await self._acknowledge(handle)
             return None
         starts = await self._starts(job, message)

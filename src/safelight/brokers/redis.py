@@ -40,7 +40,8 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from safelight.brokers import Delivery, Renewed, result_too_large
+from safelight.brokers import Delivery, Renewed
+from safelight.brokers.refusals import check_size, not_a_job, result_too_large, too_large
 from safelight.errors import (
     BrokerAwayError,
     BrokerFullError,
@@ -103,7 +104,7 @@ def _ours(error: Exception) -> SafelightError:
     if code in AWAY_CODES:
         return BrokerAwayError()
     if TOO_LARGE in str(error):
-        return TooLargeError("The broker takes no message of this size.")
+        return too_large(None)
     return InternalError(f"the broker answered: {error}")
 
 
@@ -329,14 +330,9 @@ class RedisBroker:
     async def send(self, job: Job) -> None:
         """`XADD`, without a length: that would delete admitted jobs."""
         header, body = encode(job)
-        self._check_size(body)
+        check_size(body, self._largest)
         entry = await self._pipe.one("XADD", JOBS, "*", "header", header, "body", body)
         self._sent.setdefault(job.id, []).append(entry)
-
-    def _check_size(self, body: bytes) -> None:
-        """A server that is handed more than it takes closes the connection, for all that are under way on it."""
-        if self._largest is not None and len(body) > self._largest:
-            raise TooLargeError(f"The broker takes no message of more than {self._largest:,} bytes.")
 
     async def withdraw(self, job: Job) -> None:
         """Delete the job's entries; their holder's next renewal does not return them."""
@@ -483,10 +479,7 @@ class RedisBroker:
             job = decode(Job, members.get(b"header", b""), body)
         except MalformedMessageError as exc:
             log.warning("a message on the queue is %s; it is kept in quarantine", exc.detail)
-            record = Quarantined(
-                id=entry.decode(), cause=exc.detail, attempts=0, worker="", at=now_ms(), size=len(body)
-            )
-            await self._keep_aside(record, body, *_delete([entry]))
+            await self._keep_aside(not_a_job(exc, body, entry.decode()), body, *_delete([entry]))
             return None
         return Delivery(job, job.starts + starts, entry)
 
@@ -539,7 +532,7 @@ class RedisBroker:
     async def reply(self, delivery: Delivery, reply: Reply) -> None:
         """`XADD` to the inbox if it is still there, `XACK`, `XDEL`. A result that is too large is a failure."""
         try:
-            self._check_size(reply.image)
+            check_size(reply.image, self._largest)
             await self._finish(_answer(delivery, reply), delivery)
         except TooLargeError as exc:
             await self._finish(_answer(delivery, result_too_large(reply, exc)), delivery)
