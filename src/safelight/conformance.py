@@ -502,6 +502,16 @@ class Conformance:
         async with self.worker(server) as worker:
             await worker.nothing()
 
+    async def test_a_question_that_is_cancelled_ends(self, server: Any) -> None:
+        async with self.gateway(server) as (gateway, _):
+            for turns in range(60):  # of the event loop, so that it is met at each point of its way
+                asking = asyncio.create_task(gateway.presence())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                if asking.cancel():
+                    await asyncio.wait([asking])
+                    assert asking.cancelled()
+
     async def test_a_dead_gateways_inbox_is_not_made_again(self, server: Any) -> None:
         async with self.worker(server) as worker:
             async with self.gateway(server) as (gateway, inbox):

@@ -142,17 +142,17 @@ class _Link:
             return await self._opened()
 
     async def _opened(self) -> AbstractChannel:
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                if self._connection is None or not self._connection.is_opened:
-                    await self.close()
-                    self._connection = await self._connected()
-                return await self._connection.channel(publisher_confirms=self._confirms, on_return_raises=True)
-        except REFUSED as exc:
-            raise ConfigurationError(f"The broker refuses the user, the password or the virtual host: {exc}.") from exc
-        except AWAY as exc:
-            log.debug("cannot connect: %r", exc)
-            raise BrokerAwayError from exc
+        with _away():
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    if self._connection is None or not self._connection.is_opened:
+                        await self.close()
+                        self._connection = await self._connected()
+                    return await self._connection.channel(publisher_confirms=self._confirms, on_return_raises=True)
+            except REFUSED as exc:
+                raise ConfigurationError(
+                    f"The broker refuses the user, the password or the virtual host: {exc}."
+                ) from exc
 
     async def _connected(self) -> AbstractConnection:
         connection = await aiormq.connect(self._url)
@@ -274,24 +274,23 @@ class RabbitBroker:
         self._proven = len(body)
 
     async def _confirmed(self, channel: AbstractChannel, body: bytes, message: dict[str, Any]) -> None:
-        await _writable(channel)
-        try:
-            await channel.basic_publish(body, **message, timeout=ANSWER_SECONDS)
-        except driver.PublishError as exc:
-            raise _UnroutableError from exc
-        except driver.DeliveryError as exc:
-            raise BrokerFullError from exc
-        except driver.ChannelPreconditionFailed as exc:
-            if (told := TOO_LARGE.search(str(exc))) is None:
-                raise BrokerAwayError from exc
-            self._largest = int(told[1])
-            raise too_large(self._largest) from exc
-        except TimeoutError as exc:
+        with _away():
             await _writable(channel)
-            await self._publishing.close()
-            raise BrokerAwayError from exc
-        except AWAY as exc:
-            raise BrokerAwayError from exc
+            try:
+                await channel.basic_publish(body, **message, timeout=ANSWER_SECONDS)
+            except driver.PublishError as exc:
+                raise _UnroutableError from exc
+            except driver.DeliveryError as exc:
+                raise BrokerFullError from exc
+            except driver.ChannelPreconditionFailed as exc:
+                if (told := TOO_LARGE.search(str(exc))) is None:
+                    raise BrokerAwayError from exc
+                self._largest = int(told[1])
+                raise too_large(self._largest) from exc
+            except TimeoutError as exc:
+                await _writable(channel)
+                await self._publishing.close()
+                raise BrokerAwayError from exc
 
     # The gateway's.
 
@@ -637,11 +636,23 @@ class RabbitBroker:
 
 @contextmanager
 def _away() -> Iterator[None]:
-    """The driver's errors, a lost connection's, as ours."""
+    """The driver's errors, a lost connection's, as ours; a cancellation as one.
+
+    The driver may answer a cancellation with an error of its own, and `asyncio.wait_for` of Python 3.11, which it uses,
+    forgets one that comes together with the answer: who was cancelled would go on for ever.
+    """
     try:
         yield
     except AWAY as exc:
-        raise BrokerAwayError from exc
+        log.debug("the driver says: %r", exc)
+        raise (asyncio.CancelledError() if _is_cancelled() else BrokerAwayError()) from exc
+    if _is_cancelled():
+        raise asyncio.CancelledError
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _writable(channel: AbstractChannel) -> None:
