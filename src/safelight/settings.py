@@ -138,6 +138,9 @@ class Worker:
     child_memory: int = option(
         2048 * MEGABYTE, "Address space of a child process (0: no limit).", unit="bytes", least=0
     )
+    beat_file: str | None = option(
+        None, "File that a living worker touches about once a second, for a health check by its age."
+    )
 
 
 @_flags

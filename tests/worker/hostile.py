@@ -73,6 +73,7 @@ def surroundings(image: bytes) -> Mapping[str, object]:
     return {
         "environment": dict(os.environ),
         "descriptors": descriptors,
+        "oom_score_adj": Path("/proc/self/oom_score_adj").read_text().strip(),
         "command": Path("/proc/self/cmdline").read_bytes().decode().replace("\0", " "),
     }
 

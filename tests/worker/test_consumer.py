@@ -62,7 +62,7 @@ async def a_worker(
     given = settings.Worker(imports=("hostile",), **({"max_clock_skew": 0.0} | options))
     broker = open_broker(server.url, lease=LEASE)
     async with Pool(given.concurrency, given.imports, given.child_memory) as pool:
-        consumer = Consumer(broker, pool, name, given)
+        consumer = Consumer(broker, pool, name, given, lambda: None)
         running = asyncio.create_task(consumer.run())
         try:
             yield consumer
@@ -151,7 +151,7 @@ async def test_an_operation_that_this_worker_lacks_goes_to_another(
     broker, inbox = gateway
     lacking = open_broker(server.url, lease=LEASE)
     async with Pool(1, [], 0) as pool:
-        consumer = Consumer(lacking, pool, "lacking", settings.Worker())
+        consumer = Consumer(lacking, pool, "lacking", settings.Worker(), lambda: None)
         running = asyncio.create_task(consumer.run())
         job = a_job(inbox.name, b"picture", operations=[("echo", {})])
         await broker.send(job)

@@ -67,6 +67,11 @@ def test_a_child_knows_nothing_of_the_broker(monkeypatch: pytest.MonkeyPatch) ->
     assert inherited == ["/memfd", "socket"]
 
 
+def test_where_memory_runs_out_a_child_is_killed_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, _ = in_pool(monkeypatch, lambda pool: run(pool, "surroundings"))
+    assert outcome.facts["oom_score_adj"] == "1000"
+
+
 @pytest.mark.parametrize(
     ("operation", "cause"),
     [

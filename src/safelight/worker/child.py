@@ -19,6 +19,7 @@ import struct
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -39,6 +40,7 @@ OPEN_FILES = 64
 # The consumer kills a child at its limit. This much later the child ends itself, should the consumer be gone.
 ALARM_GRACE_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
+MOST_KILLABLE = "1000"  # proc_pid_oom_score_adj(5)
 
 # Pictures of 8 x 8 grey pixels for the first run of each operation: what is imported lazily is then imported.
 TINY_PICTURES = (
@@ -111,6 +113,9 @@ def _limit(address_space: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     if address_space and sys.platform == "linux":  # macOS refuses RLIMIT_AS
         resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
+    if sys.platform == "linux":  # where memory runs out, in a container above all: the child, not its consumer
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(MOST_KILLABLE)
 
 
 def _die_with_parent(parent: int) -> None:

@@ -49,13 +49,16 @@ class _Held:
 
 
 class Consumer:
-    """One worker: `run` until `stop` is called. `pool` is entered and warm."""
+    """One worker: `run` until `stop` is called. `pool` is entered and warm; `alive` is called with each beat."""
 
-    def __init__(self, broker: Broker, pool: Pool, name: str, options: settings.Worker) -> None:
+    def __init__(
+        self, broker: Broker, pool: Pool, name: str, options: settings.Worker, alive: Callable[[], None]
+    ) -> None:
         self._broker = broker
         self._pool = pool
         self._name = name
         self._options = options
+        self._alive = alive
         self._held: dict[Any, _Held] = {}
         self._slots = options.concurrency * (1 + WAITING_PER_CHILD)
         self._room = asyncio.Semaphore(self._slots)
@@ -235,4 +238,5 @@ class Consumer:
                     if held is not None and held.task is not None:
                         held.withdrawn = True
                         held.task.cancel()
+            self._alive()
             await asyncio.sleep(BEAT_SECONDS)

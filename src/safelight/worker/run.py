@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safelight.brokers.embedded import runtime_folder
@@ -17,6 +18,8 @@ from safelight.worker.consumer import Consumer
 from safelight.worker.pool import Pool
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from safelight import settings
     from safelight.brokers import Broker
 
@@ -37,10 +40,11 @@ async def run(broker: Broker, options: settings.Worker, *, stop: asyncio.Event) 
         if lock >= 0:
             stack.callback(os.close, lock)
         stack.push_async_callback(broker.close)
+        alive = _sign_of_life(options.beat_file)
         pool = await stack.enter_async_context(Pool(options.concurrency, options.imports, options.child_memory))
-        if not await _connect(broker, stop):
+        if not await _connect(broker, stop, alive):
             return
-        consumer = Consumer(broker, pool, name, options)
+        consumer = Consumer(broker, pool, name, options, alive)
         freeze_start_up()
         log.info("%s offers %s", name, ", ".join(pool.operations))
         async with asyncio.TaskGroup() as group:
@@ -55,10 +59,28 @@ async def _stop(consumer: Consumer, stop: asyncio.Event) -> None:
     consumer.stop()
 
 
-async def _connect(broker: Broker, stop: asyncio.Event) -> bool:
+def _sign_of_life(beat_file: str | None) -> Callable[[], None]:
+    """What touches the file. A worker that waits for its broker is alive: starting it anew would not help it."""
+    if beat_file is None:
+        return lambda: None
+    path = Path(beat_file)
+    try:
+        path.touch()
+    except OSError as exc:
+        raise ConfigurationError(f"The beat file {path} cannot be written: {exc.strerror}.") from exc
+
+    def alive() -> None:
+        with suppress(OSError):  # then it ages, and whoever looks at it sees that
+            path.touch()
+
+    return alive
+
+
+async def _connect(broker: Broker, stop: asyncio.Event, alive: Callable[[], None]) -> bool:
     """Wait for the broker; false if told to stop first."""
     told = False
     while not stop.is_set():
+        alive()
         try:
             await broker.connect()
         except BrokerAwayError:
