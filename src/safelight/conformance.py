@@ -379,6 +379,21 @@ class Conformance:
             await until(lambda: is_equal(names, set()))
             assert time.monotonic() - begun < LEASE
 
+    async def test_each_beat_is_a_new_sign_of_life(self, server: Any) -> None:
+        """A gateway takes a worker for dead whose presence stays as it was, also while nothing in it changes."""
+        async with self.gateway(server) as (gateway, _), self.worker(server) as worker:
+
+            async def seen() -> int:
+                await worker.broker.beat([], presence_of("worker-0"))
+                return max((presence.seen for presence in await gateway.presence()), default=0)
+
+            first = await until(seen)
+
+            async def is_newer() -> bool:
+                return await seen() > first
+
+            await until(is_newer)
+
     async def test_a_withdrawn_job_is_not_handed_out(self, server: Any) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
             await worker.broker.beat([], presence_of("worker-0"))

@@ -64,7 +64,7 @@ class Reply(_Message, frozen=True, kw_only=True):
 
 
 class Presence(_Message, frozen=True, kw_only=True):
-    """A worker's sign of life."""
+    """A worker's sign of life; `seen` is when it came, in milliseconds since 1970, by the clock of whoever took it."""
 
     worker: Name
     operations: list[str]

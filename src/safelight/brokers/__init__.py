@@ -57,7 +57,7 @@ class Broker(Protocol):
         """Replies to this inbox, for ever; the inbox is made, kept from ageing and made anew when it is lost."""
 
     async def presence(self) -> list[Presence]:
-        """The workers that gave a sign of life within the last two leases."""
+        """The workers that gave a sign of life within the last two leases; with each, `seen` is newer."""
 
     async def backlog(self) -> int:
         """Jobs that wait or are worked on."""

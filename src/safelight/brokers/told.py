@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
+from safelight.message import now_ms
+
 if TYPE_CHECKING:
     from safelight.message import Job, Presence
 
@@ -18,13 +22,13 @@ class Living:
 
     def __init__(self, lease: float) -> None:
         self._lease = lease
-        self._heard: dict[str, tuple[Presence, float]] = {}  # with the time of its arrival, on our monotonic clock
+        self._heard: dict[str, tuple[Presence, float]] = {}  # and when, on our monotonic clock
 
     def hear(self, presence: Presence) -> None:
-        """Remember a sign of life."""
+        """Remember a sign of life, with the time of its arrival here."""
         self._heard.pop(presence.worker, None)
         if presence.slots:
-            self._heard[presence.worker] = (presence, time.monotonic())
+            self._heard[presence.worker] = (replace(presence, seen=now_ms()), time.monotonic())
 
     def now(self) -> list[Presence]:
         """Those who live."""
