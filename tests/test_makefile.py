@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -41,3 +42,9 @@ def test_a_missing_wheel_is_named_in_one_sentence(clone: Path) -> None:
     assert "No matching distribution found for uv==" in lines[-2]
     assert lines[-1].startswith("The dependencies could not be installed; the lines above name the package")
     assert not (clone / ".venv").exists()
+
+
+def test_the_images_are_built_by_the_same_uv() -> None:
+    version = re.search(r"^UV_VERSION = (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert version
+    assert f" uv=={version[1]}\n" in (ROOT / "Dockerfile").read_text()
