@@ -175,9 +175,7 @@ def _are_confined(stack: Stack) -> None:
     """No capability, no way to more, nothing to write to, nothing installed that only the other part uses."""
     for service, others in (("gateway", IMAGE_LIBRARIES), ("worker", WEB_LIBRARIES)):
         [container] = stack.containers(service)
-        status = dict(
-            line.split(":\t", 1) for line in _docker("exec", container, "cat", "/proc/1/status").splitlines()
-        )
+        status = dict(line.split(":\t", 1) for line in _docker("exec", container, "cat", "/proc/1/status").splitlines())
         assert {status[f"Cap{kind}"] for kind in ("Prm", "Eff", "Bnd", "Inh", "Amb")} == {"0" * 16}
         assert status["NoNewPrivs"] == "1"
         assert set(status["Uid"].split()) != {"0"} or os.getuid() != 0
