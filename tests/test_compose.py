@@ -1,4 +1,4 @@
-"""The compose files, run for real where a Docker engine is: what they promise, on each broker, under load and faults."""
+"""The compose files, run for real where a Docker engine is: what they promise on each broker, under load and faults."""
 
 from __future__ import annotations
 
@@ -62,9 +62,8 @@ class Stack:
 
     def compose(self, *words: str) -> str:
         command = ["docker", "compose", "-p", "safelight-test", "-f", self.file, *words]
-        done = subprocess.run(
-            command, cwd=self.folder, env=os.environ | {"PORT": str(self.port)}, capture_output=True, text=True
-        )
+        variables = os.environ | {"PORT": str(self.port)}
+        done = subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -97,7 +96,7 @@ def stack(request: pytest.FixtureRequest, _engine: None, tmp_path: Path) -> Iter
         started.up()
         yield started
     finally:
-        print(started.compose("logs", "--timestamps", "--no-color"))  # shown if the test failed
+        print(started.compose("logs", "--timestamps", "--no-color"))  # noqa: T201 - shown if the test failed
         started.compose("down", "--volumes", "--rmi", "local", "--timeout", "30")
 
 
