@@ -387,7 +387,7 @@ class Conformance:
                 await worker.broker.beat([], presence_of("worker-0"))
                 return max((presence.seen for presence in await gateway.presence()), default=0)
 
-            first = await until(seen)
+            first: int = await until(seen)
 
             async def is_newer() -> bool:
                 return await seen() > first
