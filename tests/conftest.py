@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 TEST_IMAGE = ROOT / "test_image.jpg"
 SUCCESS = '{"status": "SUCCESS", "size": "82kb"}'  # the seed's answer to that image
 STARTED_SECONDS = 30.0
+REFUSED_SECONDS = 60.0  # for so long a request is sent again that was refused with 503
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
@@ -245,6 +246,16 @@ class System:
         _, alive = psutil.wait_procs(running, timeout=10)
         assert not alive, f"left behind: {alive}"
         return code
+
+
+def admitted_answer(system: System, image: bytes) -> str:
+    """The answer to an image; one that was not admitted (503) is sent again."""
+
+    def admitted() -> httpx.Response | None:
+        answer = system.post(image)
+        return None if answer.status_code == 503 else answer
+
+    return str(wait_until(admitted, REFUSED_SECONDS).text)
 
 
 def start_system(folder: Path, *options: str, wait: bool = True, **variables: str) -> System:

@@ -1,4 +1,6 @@
-"""Debian's rabbitmq-server for the tests, one for all: it takes seconds to start, and queues are soon deleted."""
+"""Debian's rabbitmq-server for the tests, one for all: it takes seconds to start, and queues are soon deleted; or a
+cluster of such nodes.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,7 @@ class RabbitServer:
     """One node, with a name, ports and files of its own."""
 
     folder: Path
+    first: RabbitServer | None = None  # of the cluster that this one joins when it starts
     port: int = field(default_factory=free_port)
     tls_port: int = field(default_factory=free_port)
     lookup_port: int = field(default_factory=free_port)
@@ -44,12 +47,16 @@ class RabbitServer:
         return f"amqps://guest:guest@127.0.0.1:{self.tls_port}/?cafile={self.folder}/certificate.pem"
 
     @property
+    def name(self) -> str:
+        return f"tests-{self.port}@localhost"
+
+    @property
     def environment(self) -> dict[str, str]:
         return os.environ | {
-            "HOME": str(self.folder),  # Erlang's cookie
-            "ERL_EPMD_PORT": str(self.lookup_port),
+            "HOME": str((self.first or self).folder),  # Erlang's cookie
+            "ERL_EPMD_PORT": str((self.first or self).lookup_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODENAME": f"tests-{self.port}@localhost",
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_DIST_PORT": str(self.node_port),
             "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
             "RABBITMQ_LOG_BASE": str(self.folder / "log"),
@@ -62,9 +69,11 @@ class RabbitServer:
         if not (self.folder / "key.pem").exists():
             certify(self.folder)
         text = CONFIGURATION.format(port=self.port, tls_port=self.tls_port, folder=self.folder)
+        if self.first is not None:
+            text += f"cluster_formation.classic_config.nodes.1 = {self.first.name}\n"
         (self.folder / "rabbitmq.conf").write_text(text)
         (self.folder / "plugins").write_text("[].")
-        if self.lookup is None:
+        if self.lookup is None and self.first is None:
             self.lookup = subprocess.Popen(["epmd"], env=self.environment, stdin=subprocess.DEVNULL)
             wait_until(self.looks_up)
         self.process = subprocess.Popen(

@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import mkdtemp
 
-import httpx
 import pytest
-from conftest import SUCCESS, BrokerServer, System, needed, wait_until
+from conftest import SUCCESS, BrokerServer, System, admitted_answer, needed, wait_until
 
 from safelight.conformance import Server
 
 NODES = {"rabbitmq": "rabbit_node", "kafka": "kafka_node"}  # one for all tests: they take seconds to start
 REQUESTS = 120
-REFUSED_SECONDS = 60.0  # for so long a request is sent again that was refused with 503
 
 
 @pytest.fixture(params=["redis", "rabbitmq", "kafka"])
@@ -50,16 +48,6 @@ def _closed_by_sigterm(system: System, broker: Server) -> None:
     system.part("worker").terminate()
 
 
-def _answer(system: System, image: bytes) -> str:
-    """The answer to an image; one that was not admitted (503) is sent again."""
-
-    def admitted() -> httpx.Response | None:
-        answer = system.post(image)
-        return None if answer.status_code == 503 else answer
-
-    return str(wait_until(admitted, REFUSED_SECONDS).text)
-
-
 def test_the_seeds_answer(broker: Server, new_system: Callable[..., System], image: bytes) -> None:
     system = new_system("--broker", broker.url, "--workers", "1")
     answer = system.post(image)
@@ -73,7 +61,7 @@ def test_no_admitted_request_fails_through(
 ) -> None:
     system = new_system("--broker", broker.url, "--workers", "2")
     with concurrent.futures.ThreadPoolExecutor(8) as clients:
-        answers = [clients.submit(_answer, system, image) for _ in range(REQUESTS)]
+        answers = [clients.submit(admitted_answer, system, image) for _ in range(REQUESTS)]
         wait_until(lambda: sum(answer.done() for answer in answers) > 20)
         fault(system, broker)
         texts = [answer.result() for answer in answers]

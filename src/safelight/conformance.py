@@ -297,7 +297,8 @@ class Conformance:
         async with self.gateway(server) as (gateway, inbox), self.worker(server, "other") as other:
             await gateway.send(a_job(inbox.name))
             await self.killed(server, "killed", starts=1)
-            assert (await other.take(60)).starts == 1
+            taken = await other.take(60)
+            assert taken.starts == 1, taken
 
     async def test_what_a_dead_worker_held_comes_first(self, ordered_server: Any) -> None:
         async with self.gateway(ordered_server) as (gateway, inbox):
@@ -536,7 +537,9 @@ class Conformance:
             await worker.answer(await worker.take())
             async with self.end(server) as other:
                 await self.nothing_waits(other)
-            assert await self.inboxes(server) == 0
+            assert await self.inboxes(server) == 0, await asyncio.to_thread(
+                server.control, "list_queues", "name", "consumers"
+            )
 
     async def test_workers_come_and_go_under_load(self, server: Any) -> None:
         async with self.gateway(server) as (gateway, inbox):

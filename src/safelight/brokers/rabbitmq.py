@@ -19,13 +19,15 @@ name                          kind           what
 `safelight.inbox.ID`          classic queue  a gateway's: replies, starts and questions for them, presence;
                                              expires a minute after its consumer is gone
 `safelight.worker.ID`         exclusive one  a worker's: withdrawals, answers to its questions, its own marks
-`safelight.quarantine`        classic queue  Quarantined with its image; bounded by number, bytes and age
+`safelight.quarantine`        quorum queue   Quarantined with its image; bounded by number, bytes and age
 `safelight.presence`          fanout         Presence, to all inboxes; one without slots has left
 `safelight.withdrawn`         fanout         the inbox and the id of a job that nobody waits for, to all workers
 ============================= ============== ======================================================================
 
 All but the exclusive ones are durable, and declared anew with each connection. A message's header is the AMQP header
-`safelight`; its AMQP type tells the kind where there are several.
+`safelight`; its AMQP type tells the kind where there are several. In a cluster the quorum queues have replicas and the
+others have not: a gateway whose inbox went with its node takes an inbox of another name (a job's AMQP `reply_to` tells
+the one that its gateway had) and sends again what is unanswered.
 https://www.rabbitmq.com/docs/quorum-queues, https://www.rabbitmq.com/docs/confirms, https://www.rabbitmq.com/docs/alarms
 """
 
@@ -33,9 +35,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
+from collections import deque
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import aiormq
 from aiormq import exceptions as driver
@@ -88,7 +93,13 @@ READ_COUNT = 64
 LIMITS = {"x-max-length": 20_000, "x-overflow": "reject-publish"}
 QUEUES: dict[str, dict[str, Any]] = {
     JOBS: {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000, **LIMITS},
-    QUARANTINE: {"x-max-length": 100, "x-max-length-bytes": 256 * 1024 * 1024, "x-message-ttl": 7 * 24 * 3_600_000},
+    QUARANTINE: {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": 1_000_000,  # each look at it counts
+        "x-max-length": 100,
+        "x-max-length-bytes": 256 * 1024 * 1024,
+        "x-message-ttl": 7 * 24 * 3_600_000,
+    },
 }
 INBOX_ARGUMENTS: dict[str, Any] = {"x-expires": 60_000, **LIMITS}
 WORKER_ARGUMENTS: dict[str, Any] = {"x-max-length": 20_000}
@@ -100,16 +111,19 @@ REFUSED = (driver.AuthenticationError, driver.ProbableAuthenticationError, drive
 
 
 class _UnroutableError(Exception):
-    """There is no queue of that name."""
+    """There is no queue of that name, or the node that has it is down."""
 
 
 class _Handle(NamedTuple):
-    """A delivery: the channel and the consumer that it came by, its number there, and the message's own id."""
+    """A delivery: the channel and the consumer that it came by, its number there, the message's own id, and the queue
+    of whoever waits for it.
+    """
 
     channel: AbstractChannel
     consumer: str
     tag: int
     message: str
+    inbox: str
 
 
 Arrivals = asyncio.Queue["DeliveredMessage | None"]  # None: the channel was closed, or its consumer cancelled
@@ -122,8 +136,8 @@ class _Link:
     that publish, and acknowledgements must get through.
     """
 
-    def __init__(self, url: str, *, confirms: bool) -> None:
-        self._url = url
+    def __init__(self, urls: Sequence[str], *, confirms: bool) -> None:
+        self._urls = deque(urls)
         self._confirms = confirms
         self._making = asyncio.Lock()
         self._connection: AbstractConnection | None = None
@@ -155,13 +169,25 @@ class _Link:
                 ) from exc
 
     async def _connected(self) -> AbstractConnection:
-        connection = await aiormq.connect(self._url)
+        connection = await self._reached()
         try:
             await self._declare(await connection.channel())
         except BaseException:
             await connection.close()
             raise
         return connection
+
+    async def _reached(self) -> AbstractConnection:
+        """A connection to any node; the one that was tried last, or lost, has its next turn after all others."""
+        for _ in self._urls.copy():
+            self._urls.rotate(-1)
+            try:
+                return await aiormq.connect(self._urls[-1])
+            except REFUSED:
+                raise
+            except AWAY as exc:
+                log.debug("cannot connect: %r", exc)
+        raise BrokerAwayError
 
     @staticmethod
     async def _declare(channel: AbstractChannel) -> None:
@@ -179,7 +205,7 @@ class _Link:
 
     async def close(self) -> None:
         if self._connection is not None:
-            with suppress(*AWAY):
+            with _unless_away():
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await self._connection.close()
 
@@ -187,15 +213,17 @@ class _Link:
 class RabbitBroker:
     """A broker at `amqp://user:password@host:port/vhost` or `amqps://` (TLS); `lease` in seconds, of presence alone.
 
-    A query holds aiormq's options (`?cafile=/ca.pem`): https://github.com/mosquito/aiormq#url-parameters
+    Several nodes of a cluster are told by commas (`amqp://user:password@a:5672,b:5672/vhost`). A query holds aiormq's
+    options (`?cafile=/ca.pem`): https://github.com/mosquito/aiormq#url-parameters
     """
 
     def __init__(self, url: str, *, lease: float) -> None:
         if "heartbeat=" not in url:
             url += ("&" if "?" in url else "?") + f"heartbeat={HEARTBEAT_SECONDS}"
+        urls = _nodes(url)
         self._lease = lease
-        self._publishing = _Link(url, confirms=True)
-        self._consuming = _Link(url, confirms=False)
+        self._publishing = _Link(urls, confirms=True)
+        self._consuming = _Link(urls, confirms=False)
         self._proven = SMALL_MESSAGE_BYTES  # so much the broker takes
         self._largest: int | None = None  # and no more than this, as it told when it refused a message
         self._inbox: str | None = None
@@ -208,7 +236,7 @@ class RabbitBroker:
         self._arrivals = Arrivals()
         self._held: set[_Handle] = set()
         self._control: AbstractChannel | None = None
-        self._control_queue = WORKER + new_id()
+        self._control_queue = ""
         self._opening_control = asyncio.Lock()
         self._expected: dict[str, asyncio.Future[bytes]] = {}  # what this worker waits for on its own queue
         self._withdrawn = Withdrawn()
@@ -269,7 +297,7 @@ class RabbitBroker:
         try:
             await self._confirmed(channel, body, message)
         finally:
-            with suppress(*AWAY):
+            with _unless_away():
                 await channel.close()
         self._proven = len(body)
 
@@ -297,13 +325,15 @@ class RabbitBroker:
     async def send(self, job: Job) -> None:
         """Publish to the queue of jobs; its message has an id of its own, since one job may be sent again."""
         self._sent.setdefault(job.id, {})
-        await self._send(job, new_id())
+        await self._send(job, self._inbox or INBOX + job.reply_to)
 
-    async def _send(self, job: Job, message: str) -> None:
+    async def _send(self, job: Job, inbox: str) -> None:
         header, body = encode(job)
         expires = job.deadline - now_ms() + EXPIRY_GRACE_MS
         try:
-            await self._publish(JOBS, header, body, message_id=message, expires_ms=expires, is_mandatory=True)
+            await self._publish(
+                JOBS, header, body, message_id=new_id(), reply_to=inbox, expires_ms=expires, is_mandatory=True
+            )
         except _UnroutableError as exc:  # the queue was deleted: a new connection declares it anew
             await asyncio.sleep(DELETED_SECONDS)
             await self._publishing.close()
@@ -322,6 +352,9 @@ class RabbitBroker:
             try:
                 is_new = is_new or not await self._has_inbox(self._inbox)
                 arrivals = await self._open_inbox(self._inbox)
+            except _UnroutableError:
+                self._inbox = f"{INBOX}{inbox}.{new_id()}"
+                continue
             except SafelightError as exc:
                 log.debug("no inbox: %s", exc.detail)
                 await asyncio.sleep(RECONNECT_SECONDS)
@@ -330,7 +363,7 @@ class RabbitBroker:
                 yield Renewed()
             is_new = False
             while (message := await arrivals.get()) is not None:
-                with suppress(*AWAY):
+                with _unless_away():
                     await message.channel.basic_ack(message.delivery_tag or 0, wait=False)
                 if (reply := await self._reply(message)) is not None:
                     yield reply
@@ -363,19 +396,26 @@ class RabbitBroker:
             await self._publish(worker, told, kind=ANSWER, message_id=message)
 
     async def _has_inbox(self, name: str) -> bool:
+        """Whether an inbox is there; `_UnroutableError` if the node that has it is down."""
         channel = await self._consuming.extra()
         with _away():
             try:
                 await channel.queue_declare(name, passive=True, timeout=ANSWER_SECONDS)
             except driver.ChannelNotFoundEntity:
                 return False
+            except TimeoutError as exc:  # so does 4.0, where 3.x tells that the home node is down
+                await self.backlog()  # which is answered
+                raise _UnroutableError from exc
             await channel.close()
         return True
 
     async def _open_inbox(self, name: str) -> Arrivals:
         channel = await self._consuming.extra()
         with _away():
-            await channel.queue_declare(name, durable=True, arguments=INBOX_ARGUMENTS)
+            try:
+                await channel.queue_declare(name, durable=True, arguments=INBOX_ARGUMENTS)
+            except driver.ChannelNotFoundEntity as exc:  # "home node 'rabbit@a' of durable queue ... is down"
+                raise _UnroutableError from exc
             await channel.queue_bind(name, PRESENCE)
             await channel.basic_qos(prefetch_count=READ_COUNT)
             return await _arrivals(channel, name)
@@ -422,7 +462,7 @@ class RabbitBroker:
         except TimeoutError:
             return None
         if message is None:  # closed, or the queue was deleted
-            with suppress(*AWAY):
+            with _unless_away():
                 await self._jobs.close()
                 await asyncio.sleep(DELETED_SECONDS)
             return None
@@ -465,24 +505,23 @@ class RabbitBroker:
             return GIVEN_UP
         if not message.redelivered:
             return 0
-        name, queue = message.header.properties.message_id or "", INBOX + job.reply_to
+        name, inbox = _handle(message).message, _handle(message).inbox
         try:
-            told = await self._asked(name, queue, f"{job.id} {name} 0".encode(), QUESTION)
+            told = await self._asked(name, inbox, f"{job.id} {name} 0".encode(), QUESTION)
             return int(told)
         except _UnroutableError:
             return GIVEN_UP
         except TimeoutError:
             return int(str((message.header.properties.headers or {}).get("x-delivery-count", 0)))
 
-    async def _asked(self, name: str, queue: str, header: bytes, kind: str) -> bytes:
-        """What comes back to this worker's own queue under `name`, after a message to `queue`."""
+    async def _asked(self, name: str, inbox: str | None, header: bytes, kind: str) -> bytes:
+        """What comes back to this worker's own queue under `name`, after a message to `inbox` (None: to that queue)."""
         await self._open_control()
         expected: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._expected[name] = expected
+        queue = self._control_queue
         try:
-            await self._publish(
-                queue, header, kind=kind, message_id=name, reply_to=self._control_queue, is_mandatory=True
-            )
+            await self._put_in(inbox or queue, header, kind=kind, message_id=name, reply_to=queue)
             async with asyncio.timeout(GATEWAY_SECONDS):
                 return await expected
         finally:
@@ -491,7 +530,7 @@ class RabbitBroker:
     async def _learn(self) -> None:
         """Return when all is known that others have told before this call."""
         try:
-            await self._asked(new_id(), self._control_queue, b"", MARK)
+            await self._asked(new_id(), None, b"", MARK)
         except (TimeoutError, _UnroutableError) as exc:
             raise BrokerAwayError from exc
 
@@ -501,11 +540,13 @@ class RabbitBroker:
                 return
             channel = await self._consuming.extra()
             with _away():
-                name = self._control_queue
+                name = (
+                    WORKER + new_id()
+                )  # one of that name may still be there, of a connection that is not known to be lost
                 await channel.queue_declare(name, exclusive=True, arguments=WORKER_ARGUMENTS)
                 await channel.queue_bind(name, WITHDRAWN)
                 await channel.basic_consume(name, self._on_control, no_ack=True, timeout=ANSWER_SECONDS)
-            self._control = channel
+            self._control, self._control_queue = channel, name
 
     async def _on_control(self, message: DeliveredMessage) -> None:
         name = message.header.properties.message_id
@@ -519,7 +560,7 @@ class RabbitBroker:
         """Tell the gateway; not confirmed, but written to the connection."""
         header = f"{delivery.job.id} {delivery.handle.message} {starts - delivery.job.starts}"
         properties = spec.Basic.Properties(headers={HEADER: header}, delivery_mode=2, message_type=START)
-        channel, inbox = await self._consuming.channel(), INBOX + delivery.job.reply_to
+        channel, inbox = await self._consuming.channel(), delivery.handle.inbox
         with _away():
             await channel.basic_publish(b"", routing_key=inbox, properties=properties, timeout=ANSWER_SECONDS)
 
@@ -539,16 +580,26 @@ class RabbitBroker:
 
     async def _announce(self, presence: Presence) -> None:
         header, _ = encode(presence)
-        await self._publish("", header, exchange=PRESENCE)
+        with suppress(BrokerFullError):  # one inbox is full or its node is down: the others have it
+            await self._publish("", header, exchange=PRESENCE)
+
+    async def _put_in(self, inbox: str, header: bytes, body: bytes = b"", **properties: Any) -> None:
+        """Publish to an inbox; `_UnroutableError` if it is gone, or its node is: its gateway will ask anew."""
+        try:
+            await self._publish(inbox, header, body, is_mandatory=True, **properties)
+        except BrokerFullError as exc:  # what a cluster says too when the node is down
+            if not await self._has_inbox(inbox):
+                raise _UnroutableError from exc
+            raise
 
     async def reply(self, delivery: Delivery, reply: Reply) -> None:
         """Publish to the inbox if it is still there, then acknowledge. A result that is too large is a failure."""
-        inbox = INBOX + delivery.job.reply_to
+        inbox = delivery.handle.inbox
         with suppress(_UnroutableError):
             try:
-                await self._publish(inbox, *encode(reply), kind=REPLY, is_mandatory=True)
+                await self._put_in(inbox, *encode(reply), kind=REPLY)
             except TooLargeError as exc:
-                await self._publish(inbox, *encode(result_too_large(reply, exc)), kind=REPLY, is_mandatory=True)
+                await self._put_in(inbox, *encode(result_too_large(reply, exc)), kind=REPLY)
         await self._acknowledge(delivery.handle)
 
     async def give_back(self, delivery: Delivery, starts: int) -> None:
@@ -558,8 +609,8 @@ class RabbitBroker:
             return  # somebody else has it
         await self._learn()
         if delivery.job not in self._withdrawn:
-            await self._send(replace(delivery.job, starts=starts), new_id())
-        with suppress(*AWAY):  # its consumer would be handed it at once
+            await self._send(replace(delivery.job, starts=starts), handle.inbox)
+        with _unless_away():  # its consumer would be handed it at once
             self._consumers.remove(handle.consumer)
             await handle.channel.basic_cancel(handle.consumer, timeout=ANSWER_SECONDS)
         await self._acknowledge(handle)
@@ -576,20 +627,20 @@ class RabbitBroker:
         """Delete a message of ours; one whose channel is gone is with somebody else by now."""
         if handle in self._held:
             self._held.discard(handle)
-            with suppress(*AWAY):
+            with _unless_away():
                 await handle.channel.basic_ack(handle.tag, wait=False)
 
     async def _refuse(self, message: DeliveredMessage) -> None:
         """Give a message back to the queue, to whom it may."""
         self._held.discard(_handle(message))
-        with suppress(*AWAY):
+        with _unless_away():
             await message.channel.basic_nack(message.delivery_tag or 0, requeue=True, wait=False)
 
     async def _stop_consuming(self) -> None:
         """Take no more, and give back what has arrived and was not handed out."""
         if self._jobs is None or self._jobs.is_closed:
             return
-        with suppress(*AWAY):
+        with _unless_away():
             for tag in self._consumers:
                 await self._jobs.basic_cancel(tag, timeout=ANSWER_SECONDS)
             self._consumers = []
@@ -634,20 +685,36 @@ class RabbitBroker:
         return False
 
 
+def _nodes(url: str) -> list[str]:
+    """A URL for each host that is named, in a random order, so that the ends spread over the nodes."""
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    nodes = [parts._replace(netloc=user + at + host).geturl() for host in hosts.split(",")]
+    return random.sample(nodes, len(nodes))
+
+
 @contextmanager
 def _away() -> Iterator[None]:
     """The driver's errors, a lost connection's, as ours; a cancellation as one.
 
     The driver may answer a cancellation with an error of its own, and `asyncio.wait_for` of Python 3.11, which it uses,
-    forgets one that comes together with the answer: who was cancelled would go on for ever.
+    forgets one that comes together with the answer: who was cancelled would go on for ever. And it cancels what waits
+    on a channel that is lost: who was not cancelled would end.
     """
     try:
         yield
-    except AWAY as exc:
+    except (*AWAY, asyncio.CancelledError) as exc:
         log.debug("the driver says: %r", exc)
         raise (asyncio.CancelledError() if _is_cancelled() else BrokerAwayError()) from exc
     if _is_cancelled():
         raise asyncio.CancelledError
+
+
+@contextmanager
+def _unless_away() -> Iterator[None]:
+    """Do it if the connection is there; what it would do is done by the connection's end otherwise."""
+    with suppress(BrokerAwayError), _away():
+        yield
 
 
 def _is_cancelled() -> bool:
@@ -678,8 +745,9 @@ async def _arrivals(channel: AbstractChannel, queue: str) -> Arrivals:
 
 
 def _handle(message: DeliveredMessage) -> _Handle:
-    name = message.header.properties.message_id or ""
-    return _Handle(message.channel, message.consumer_tag or "", message.delivery_tag or 0, name)
+    told = message.header.properties
+    name, inbox = told.message_id or "", told.reply_to or ""
+    return _Handle(message.channel, message.consumer_tag or "", message.delivery_tag or 0, name, inbox)
 
 
 def _header(message: DeliveredMessage) -> bytes:
