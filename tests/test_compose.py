@@ -194,3 +194,12 @@ def _ends_in_good_order(stack: Stack) -> None:
     ended = [*stack.compose("ps", "-aq", "gateway").split(), *stack.compose("ps", "-aq", "worker").split()]
     codes = [_docker("inspect", "-f", "{{.State.ExitCode}}", container).strip() for container in ended]
     assert sorted(codes) in (["0", "0"], ["0", "0", "137"])  # one was killed, if Docker did not start it again
+
+
+def test_a_sigterm_is_not_lost_while_a_part_starts(stack: Stack) -> None:
+    """The kernel gives process 1 no signal that it has not asked for, and Python asks late."""
+    for service in ("gateway", "worker"):
+        [container] = stack.containers(service)
+        _docker("restart", "--time", "30", container)
+        _docker("kill", "--signal", "TERM", container)
+        wait_until(lambda: _docker("inspect", "-f", "{{.State.Running}}", container).strip() == "false")  # noqa: B023
