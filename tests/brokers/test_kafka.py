@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from kafka_server import KafkaServer
 
-from safelight.brokers import Delivery, open_broker
+from safelight.brokers import Delivery, kafka, open_broker
 from safelight.brokers.kafka import HEADER, RETENTION, WINDOW
 from safelight.conformance import (
     LEASE,
@@ -127,6 +129,38 @@ class TestKafka(Conformance):
             again = await worker.take()
             assert (again.job.id, again.starts) == (job.id, 1)
             assert await worker.broker.beat([delivery, again], presence_of("worker-0")) == [delivery]
+
+    async def test_a_commit_that_is_never_answered_costs_a_membership(
+        self, server: Topics, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answered_at_last, is_lost = threading.Event(), threading.Event()
+
+        class Losing(Consumer):
+            """The driver as it is now and then after a broker's restart: one of its commits does not come back."""
+
+            def commit(self, **how: Any) -> Any:
+                if is_lost.is_set():
+                    is_lost.clear()
+                    answered_at_last.wait()
+                return super().commit(**how)
+
+        monkeypatch.setattr(kafka, "Consumer", Losing)
+        monkeypatch.setattr(kafka, "STUCK_SECONDS", 7.0)  # the driver allows no less than a session
+        try:
+            async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+                job = a_job(inbox.name)
+                await gateway.send(job)
+                delivery = await worker.take()
+                is_lost.set()
+                with pytest.raises(BrokerAwayError):
+                    await worker.broker.start(delivery, 1)
+                again = await worker.take(60)
+                assert (again.job.id, again.starts) == (job.id, 0)
+                assert await worker.broker.beat([delivery, again], presence_of("worker-0")) == [delivery]
+                await worker.answer(again)
+                await inbox.reply_to(job)
+        finally:
+            answered_at_last.set()
 
     async def test_a_slow_job_does_not_stop_its_partition(self, ordered_server: Topics) -> None:
         async with self.gateway(ordered_server) as (gateway, inbox), self.worker(ordered_server) as worker:

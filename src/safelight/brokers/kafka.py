@@ -85,6 +85,7 @@ ANSWER_SECONDS = 5.0
 SESSION_SECONDS = 6.0  # the least that brokers allow by default (group.min.session.timeout.ms)
 HEARTBEAT_SECONDS = 0.5  # how soon others learn of a rebalance
 KEEP_SECONDS = 10.0  # a job that runs longer than this delays no rebalance: it is taken from its worker
+STUCK_SECONDS = 15.0  # a membership whose thread does not come back from the driver for so long is given up
 LOOK_SECONDS = 1.0
 POLL_SECONDS = 0.005  # the driver's thread cannot be woken from a poll, and a start must not wait for long
 START_SECONDS = 0.001  # a start follows when a job was handed out: so long it is waited for before the next poll
@@ -534,6 +535,7 @@ class _Member(threading.Thread):
         self._paused: set[int] = set()
         self._full_since: float | None = None
         self._committed_at = 0.0
+        self._turned_at = time.monotonic()
         # Both threads'.
         self._lock = threading.Lock()
         self._partitions: dict[int, _Partition] = {}
@@ -627,7 +629,19 @@ class _Member(threading.Thread):
         """Leave the group now."""
         self._is_closing = True
         self._wake.set()
-        await asyncio.to_thread(self.join)
+        await asyncio.to_thread(self.join, STUCK_SECONDS)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the driver keeps the thread: now and then a commit is never answered, after a broker's restart
+        (confluent-kafka-python#1801). Then the driver leaves the group by itself, but the thread never comes back.
+        """
+        return self.is_alive() and time.monotonic() - self._turned_at > STUCK_SECONDS
+
+    def give_up(self) -> None:
+        """Lose all that is held; the thread ends if it ever comes back."""
+        self._is_closing = True
+        self._forget(set(self._partitions))
 
     @property
     def has_left(self) -> bool:
@@ -638,6 +652,7 @@ class _Member(threading.Thread):
     def run(self) -> None:
         """Belong to the group, again and again, until told to end."""
         while not self._has_ended():
+            self._turned_at = time.monotonic()
             try:
                 self._cluster.prepare()
                 self._belong()
@@ -654,6 +669,7 @@ class _Member(threading.Thread):
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": int(SESSION_SECONDS * 1_000),
             "heartbeat.interval.ms": int(HEARTBEAT_SECONDS * 1_000),
+            "max.poll.interval.ms": int(STUCK_SECONDS * 1_000),
         }
         consumer = Consumer(self._options.consumer | membership)
         try:
@@ -661,6 +677,7 @@ class _Member(threading.Thread):
             consumer.subscribe([self._topic], **{name: self._guarded(react) for name, react in told.items()})
             self._is_rejoining = False
             while not (self._has_ended() or self._is_rejoining):
+                self._turned_at = time.monotonic()
                 self._wake.clear()
                 self._commit(consumer)
                 self._look_for_expired()
@@ -952,6 +969,11 @@ class KafkaBroker:
 
     async def _next(self) -> Delivery | None:
         await self._open_control()
+        if self._member is not None and self._member.is_stuck:
+            await self._learn()  # the broker answers: it is not for its sake
+            log.warning("the driver has not come back for %.0f s; joining the group anew", STUCK_SECONDS)
+            self._member.give_up()
+            self._member = None
         if self._member is None or self._member.has_left:
             self._member = _Member(self._options, self._cluster, self._lease, self._on_job, self._on_expired)
         try:
