@@ -216,7 +216,8 @@ class TestRedis(Conformance):
             nonlocal connections
             connections += 1
             while data := await reader.read(65536):
-                writer.write(b"!?\r\n" if b"XLEN" in data else b"+OK\r\n" * data.count(b"CLIENT"))
+                probed = b":0\r\n-ERR no cluster\r\n" * data.count(b"DEL")
+                writer.write(b"!?\r\n" if b"XLEN" in data else b"+OK\r\n" * data.count(b"CLIENT") + probed)
             writer.close()
 
         path = tmp_path / "babbler.sock"

@@ -8,8 +8,8 @@ connection comes back by itself. A delivery belongs to the worker that holds it 
 from __future__ import annotations
 
 import importlib
+import re
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from safelight.message import Presence, Quarantined, Reply
 
-__all__ = ["Broker", "Delivery", "Renewed", "open_broker"]
+__all__ = ["Broker", "Delivery", "Renewed", "each_host", "open_broker"]
 
 
 class Delivery(Struct, frozen=True, eq=False):
@@ -106,10 +106,17 @@ SCHEMES = {
 }
 
 
+def each_host(url: str) -> list[str]:
+    """A URL for each of the hosts that commas tell apart; by hand, since urllib refuses `a:1,[::1]:2`."""
+    found = re.fullmatch(r"(\w+://(?:[^/?#]*@)?)([^/?#]*)(.*)", url, re.DOTALL)
+    return [found[1] + host + found[3] for host in found[2].split(",")] if found else [url]
+
+
 def open_broker(url: str, *, lease: float) -> Broker:
     """The broker that a URL names, not connected yet; `lease` in seconds."""
-    scheme = urlsplit(url).scheme
-    if scheme not in SCHEMES:
+    scheme, told, _ = url.partition("://")
+    scheme = scheme.lower()
+    if not told or scheme not in SCHEMES:
         raise ConfigurationError(f"The broker's URL must begin with one of {', '.join(f'{s}://' for s in SCHEMES)}.")
     module, name, extra = SCHEMES[scheme]
     try:

@@ -40,14 +40,13 @@ import re
 from collections import deque
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
 
 import aiormq
 from aiormq import exceptions as driver
 from aiormq import spec
 from msgspec.structs import replace
 
-from safelight.brokers import Delivery, Renewed
+from safelight.brokers import Delivery, Renewed, each_host
 from safelight.brokers.refusals import check_size, not_a_job, result_too_large, too_large
 from safelight.brokers.told import Living, Withdrawn, withdrawal
 from safelight.errors import (
@@ -220,7 +219,8 @@ class RabbitBroker:
     def __init__(self, url: str, *, lease: float) -> None:
         if "heartbeat=" not in url:
             url += ("&" if "?" in url else "?") + f"heartbeat={HEARTBEAT_SECONDS}"
-        urls = _nodes(url)
+        urls = each_host(url)
+        random.shuffle(urls)  # so that the ends spread over the nodes
         self._lease = lease
         self._publishing = _Link(urls, confirms=True)
         self._consuming = _Link(urls, confirms=False)
@@ -683,14 +683,6 @@ class RabbitBroker:
                     await message.channel.basic_ack(message.delivery_tag or 0)
                     return True
         return False
-
-
-def _nodes(url: str) -> list[str]:
-    """A URL for each host that is named, in a random order, so that the ends spread over the nodes."""
-    parts = urlsplit(url)
-    user, at, hosts = parts.netloc.rpartition("@")
-    nodes = [parts._replace(netloc=user + at + host).geturl() for host in hosts.split(",")]
-    return random.sample(nodes, len(nodes))
 
 
 @contextmanager

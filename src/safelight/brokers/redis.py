@@ -19,7 +19,10 @@ key                             kind        what
 `{safelight}:quarantine:ID`     string      its image
 =============================== =========== ====================================================================
 
-One hash tag puts all keys on one shard of a cluster, so that transactions work there.
+One hash tag puts all keys on one shard of a cluster, so that transactions work there. Any node may be named: a new
+connection asks whether our keys are there, and goes where it is told; a node that says later that it has them no more
+(`ELSEWHERE_CODES`) is left, as if the connection had been lost. So it is with a primary and its replicas that are all
+named, without a cluster.
 Commands: https://valkey.io/commands/.
 """
 
@@ -40,7 +43,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from safelight.brokers import Delivery, Renewed
+from safelight.brokers import Delivery, Renewed, each_host
 from safelight.brokers.refusals import check_size, not_a_job, result_too_large, too_large
 from safelight.errors import (
     BrokerAwayError,
@@ -83,12 +86,20 @@ QUARANTINE_JOBS = 100
 QUARANTINE_BYTES = 256 * 1024 * 1024
 QUARANTINE_MS = 7 * 24 * 3_600_000
 
+# Codes of a server that is not, or not yet, the one that has our keys: another may be.
+# https://valkey.io/topics/cluster-spec/#redirection-and-resharding
+ELSEWHERE_CODES = {"MOVED", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "LOADING"}
 # Codes of servers that are up and yet take no commands, for now. https://valkey.io/topics/protocol/#simple-errors
-AWAY_CODES = {"LOADING", "READONLY", "MISCONF", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "BUSY"}
+AWAY_CODES = {*ELSEWHERE_CODES, "ASK", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY"}
 TOO_LARGE = "invalid bulk length"  # the server's proto-max-bulk-len
 GROUP_GONE_CODES = {"NOGROUP", "UNBLOCKED"}
 
+# Writes nothing, and is refused by whoever would refuse a write to our keys.
+PROBE = ("DEL", b"{safelight}:none")
+MOST_NODES = 64  # tried for one connection
+
 Command = tuple[Any, ...]
+Node = tuple[str, int]  # host and port; no host: a socket in the file system
 NOT_YET = object()  # what the parser returns until an answer is whole
 
 
@@ -142,12 +153,13 @@ class _Line(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._watch: asyncio.TimerHandle | None = None
         self._lost = asyncio.Event()
+        self._is_elsewhere = False
         self._transport.set_protocol(self)
 
     @property
     def is_open(self) -> bool:
-        """False as soon as the connection is lost, also before `connection_lost` was called."""
-        return not self._transport.is_closing()
+        """False as soon as it is lost, also before `connection_lost` was called, or as our keys are elsewhere."""
+        return not self._is_elsewhere and not self._transport.is_closing()
 
     def write(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         """Write `commands`; their answers, errors among them as values, or `BrokerAwayError` if they do not come."""
@@ -162,7 +174,9 @@ class _Line(asyncio.Protocol):
 
     def flush(self) -> None:
         """Hand what waits to be written to the system, now and not at the end of this turn."""
-        if self._unwritten and self.is_open:  # else `connection_lost` has failed those who wait, or is about to
+        if (
+            self._unwritten and not self._transport.is_closing()
+        ):  # else `connection_lost` has failed those who wait, or is about to
             self._transport.writelines(self._unwritten)
         self._unwritten = []
 
@@ -171,7 +185,10 @@ class _Line(asyncio.Protocol):
             self._parser.feed(data)
             while (answer := self._parser.gets()) is not NOT_YET:
                 self._batch.append(answer)
-                is_refused = isinstance(answer, Exception) and TOO_LARGE in str(answer)  # and no further answer comes
+                is_refused = False
+                if isinstance(answer, Exception):
+                    is_refused = TOO_LARGE in str(answer)  # and no further answer comes
+                    self._is_elsewhere |= _code(answer) in ELSEWHERE_CODES
                 if is_refused or len(self._batch) == self._waiting[0][0]:
                     batch, self._batch = self._batch, []
                     _, _, answers = self._waiting.popleft()
@@ -208,11 +225,92 @@ class _Line(asyncio.Protocol):
                 await self._lost.wait()
 
 
+class _Nodes:
+    """The servers that may have our keys: those that the URL names, and those of their cluster."""
+
+    def __init__(self, url: str) -> None:
+        pools = [
+            ConnectionPool.from_url(
+                one, protocol=2, socket_timeout=None, socket_connect_timeout=None, retry=Retry(NoBackoff(), 0)
+            )
+            for one in each_host(url)
+        ]
+        self._class, self._options = pools[0].connection_class, pools[0].connection_kwargs
+        is_socket = "path" in self._options
+        hosts = [(p.connection_kwargs.get("host", "localhost"), p.connection_kwargs.get("port", 6379)) for p in pools]
+        self._named: list[Node] = [("", 0)] if is_socket else hosts
+        self._known = [*self._named]  # the one that had our keys comes first
+
+    async def connect(self, patience: float) -> _Line:
+        """A connection to the server that has our keys; `BrokerAwayError` if none of those that are known has."""
+        untried, tried = deque(self._known), set[Node]()
+        while untried and len(tried) < MOST_NODES:
+            node = untried.popleft()
+            if node in tried:
+                continue
+            tried.add(node)
+            try:
+                line = await self._reach(node, patience)
+            except BrokerAwayError:
+                self._known.sort(key=node.__eq__)  # after all others, the next time
+                continue
+            try:
+                probed, slots = await line.write([PROBE, ("CLUSTER", "SLOTS")])
+                others = _others(node, slots)
+                if line.is_open:
+                    self._known = list(dict.fromkeys([node, *self._named, *others]))
+                    return line
+                untried.extendleft(_moved(node, probed))
+                untried.extend(others)
+            except BrokerAwayError:
+                pass
+            finally:
+                if not line.is_open:
+                    await line.close()
+        raise BrokerAwayError
+
+    async def _reach(self, node: Node, patience: float) -> _Line:
+        host, port = node
+        options = self._options | ({"host": host, "port": port} if host else {})
+        connection = self._class(**options)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await connection.connect()  # type: ignore[no-untyped-call]
+        except driver.AuthenticationError as exc:
+            raise ConfigurationError(f"The broker refuses the user or the password: {exc}.") from exc
+        except (driver.RedisError, OSError) as exc:
+            log.debug("cannot connect: %s", exc)
+            await connection.disconnect(nowait=True)
+            raise BrokerAwayError from exc
+        return _Line(connection, patience)
+
+
+def _moved(node: Node, answer: Any) -> list[Node]:
+    """The node of `MOVED SLOT HOST:PORT`, which `node` answered."""
+    if not isinstance(answer, Exception) or _code(answer) != "MOVED":
+        return []
+    host, _, port = str(answer).split(" ")[2].rpartition(":")
+    return _beside(node, host, port)
+
+
+def _others(node: Node, slots: Any) -> list[Node]:
+    """The nodes of `CLUSTER SLOTS`, whose entries are first slot, last slot, nodes; none where there is no cluster."""
+    if isinstance(slots, Exception):
+        return []
+    return [found for entry in slots for host, port, *_ in entry[2:] for found in _beside(node, host, port)]
+
+
+def _beside(node: Node, host: bytes | str | None, port: str | int) -> list[Node]:
+    """What `node` calls `host` and `port`; a host that it does not know is its own. A socket leads nowhere else."""
+    name = host.decode() if isinstance(host, bytes) else host
+    return [(node[0] if name in (None, "", "?") else name.strip("[]"), int(port))] if node[0] else []
+
+
 class _Pipe:
     """One connection for many callers, made when it is needed and anew when it was lost."""
 
-    def __init__(self, pool: ConnectionPool, patience: float) -> None:
-        self._pool = pool
+    def __init__(self, nodes: _Nodes, patience: float) -> None:
+        self._nodes = nodes
         self._patience = patience
         self._line: _Line | None = None
         self._connecting = asyncio.Lock()
@@ -241,21 +339,8 @@ class _Pipe:
             async with self._connecting:
                 if self._line is None or not self._line.is_open:
                     await self.close()
-                    self._line = await self._connect()
+                    self._line = await self._nodes.connect(self._patience)
         return self._line
-
-    async def _connect(self) -> _Line:
-        connection = self._pool.connection_class(**self._pool.connection_kwargs)
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                await connection.connect()  # type: ignore[no-untyped-call]
-        except driver.AuthenticationError as exc:
-            raise ConfigurationError(f"The broker refuses the user or the password: {exc}.") from exc
-        except (driver.RedisError, OSError) as exc:
-            log.debug("cannot connect: %s", exc)
-            await connection.disconnect(nowait=True)
-            raise BrokerAwayError from exc
-        return _Line(connection, self._patience)
 
     async def close(self) -> None:
         if self._line is not None:
@@ -277,7 +362,8 @@ def _checked(answers: list[Any]) -> list[Any]:
 class RedisBroker:
     """A broker at `redis://`, `rediss://` (TLS), `valkey://`, `valkeys://` or `unix://`; `lease` in seconds.
 
-    The URL may hold user, password and database, and redis-py's options as a query (`?ssl_ca_certs=/ca.pem`):
+    Several nodes of a cluster, or a primary and its replicas, are told by commas (`valkey://a:6379,b:6379/0`). The URL
+    may hold user, password and database, and redis-py's options as a query (`?ssl_ca_certs=/ca.pem`):
     https://redis.readthedocs.io/en/stable/connections.html#redis.asyncio.connection.ConnectionPool.from_url
     """
 
@@ -285,14 +371,12 @@ class RedisBroker:
         if url.startswith("valkey"):  # redis-py does not know the name: valkeys:// becomes rediss://
             url = "redis" + url.removeprefix("valkey")
         try:
-            pool = ConnectionPool.from_url(
-                url, protocol=2, socket_timeout=None, socket_connect_timeout=None, retry=Retry(NoBackoff(), 0)
-            )
+            nodes = _Nodes(url)
         except (ValueError, TypeError) as exc:
             raise ConfigurationError(f"The broker's URL cannot be read: {exc}.") from exc
         self._lease_ms = round(lease * 1_000)
-        self._pipe = _Pipe(pool, ANSWER_SECONDS)
-        self._blocking = _Pipe(pool, ANSWER_SECONDS + BLOCK_MS / 1_000)
+        self._pipe = _Pipe(nodes, ANSWER_SECONDS)
+        self._blocking = _Pipe(nodes, ANSWER_SECONDS + BLOCK_MS / 1_000)
         self._sent: dict[str, list[bytes]] = {}  # job -> its entries; more than one after sending again
         self._inbox: bytes | None = None
         self._worker: bytes | None = None
