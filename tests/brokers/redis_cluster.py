@@ -27,8 +27,8 @@ def admin(node: BrokerServer) -> Iterator[Any]:
 def on_a_port(program: str, folder: Path, *options: str) -> tuple[BrokerServer, int]:
     """A server, not started yet, on a port of the loopback too."""
     port, folder = free_port(), Path(mkdtemp(dir=folder))
-    listen = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder))
-    return BrokerServer(program, folder, (*listen, *options)), port
+    common = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--repl-diskless-sync-delay", "0")
+    return BrokerServer(program, folder, (*common, *options)), port
 
 
 def ask(node: BrokerServer, *words: Any) -> Any:

@@ -13,9 +13,9 @@ from redis_cluster import Cluster, admin, ask, is_primary, is_replica, on_a_port
 
 from safelight.brokers import each_host, open_broker
 from safelight.brokers.redis import _moved, _Nodes, _others
-from safelight.conformance import LEASE, Conformance, a_job, answered, sent, until
+from safelight.conformance import LEASE, Conformance, a_job
 
-REQUESTS = 300
+REQUESTS = 200
 
 
 def _program(name: str) -> str:
@@ -108,6 +108,17 @@ def _migrated(cluster: Cluster) -> None:
     _migrate(cluster, cluster.slot, cluster.owner, cluster.ports[cluster.strangers[0]])
 
 
+def _all_succeed_through(fault: Callable[[], Any], system: System, image: bytes) -> None:
+    """Each request that was admitted is answered with success and saved, while `fault` is done in mid-load."""
+    with concurrent.futures.ThreadPoolExecutor(8) as clients:
+        answers = [clients.submit(admitted_answer, system, image) for _ in range(REQUESTS)]
+        wait_until(lambda: sum(answer.done() for answer in answers) > 20)
+        fault()
+        texts = [answer.result() for answer in answers]
+    assert texts == [SUCCESS] * REQUESTS
+    assert len(list(system.store.iterdir())) == REQUESTS
+
+
 @pytest.mark.parametrize("fault", [_killed, _handed_over, _migrated])
 def test_no_admitted_request_fails_through(
     fault: Callable[[Cluster], None], replicated_cluster: Cluster, new_system: Callable[..., System], image: bytes
@@ -115,13 +126,7 @@ def test_no_admitted_request_fails_through(
     cluster = replicated_cluster
     system = new_system("--broker", cluster.url(*cluster.strangers), "--workers", "2")
     before = cluster.owner
-    with concurrent.futures.ThreadPoolExecutor(8) as clients:
-        answers = [clients.submit(admitted_answer, system, image) for _ in range(REQUESTS)]
-        wait_until(lambda: sum(answer.done() for answer in answers) > 20)
-        fault(cluster)
-        texts = [answer.result() for answer in answers]
-    assert texts == [SUCCESS] * REQUESTS
-    assert len(list(system.store.iterdir())) == REQUESTS
+    _all_succeed_through(lambda: fault(cluster), system, image)
     assert cluster.owner is not before
 
 
@@ -141,46 +146,37 @@ def test_a_primary_that_comes_back_as_a_replica(
         cluster.settle()
 
 
-class TestReplicas:
-    """A primary and a replica without a cluster, which a person or a tool changes over."""
-
-    pytestmark = pytest.mark.anyio
-    gateway, worker, end, open = Conformance.gateway, Conformance.worker, Conformance.end, Conformance.open
-    anyio_backend = Conformance.anyio_backend
-
-    @pytest.fixture(params=["embedded", "redis-server"])
-    def pair(self, request: pytest.FixtureRequest, runtime_folder: Path) -> Iterator[dict[int, BrokerServer]]:
-        """Ports and servers: the replica, then the primary."""
-        made = [on_a_port(_program(request.param), runtime_folder) for _ in range(2)]
-        pair = {port: node for node, port in made}
+@pytest.fixture
+def pair(runtime_folder: Path) -> Iterator[dict[int, BrokerServer]]:
+    """Ports and servers, without a cluster: a replica, then its primary."""
+    pair = {port: node for node, port in (on_a_port("embedded", runtime_folder) for _ in range(2))}
+    try:
         for node in pair.values():
             node.start()
         replica, primary = pair.values()
         assert ask(replica, "REPLICAOF", "127.0.0.1", list(pair)[1])
         wait_until(lambda: is_replica(replica) and is_primary(primary))
         yield pair
+    finally:
         for node in pair.values():
             node.stop()
 
-    @pytest.mark.parametrize("dies", [True, False], ids=["killed", "demoted"])
-    async def test_the_one_that_is_no_replica_is_found(self, pair: dict[int, BrokerServer], dies: bool) -> None:
-        replica, primary = pair.values()
 
-        class server:  # noqa: N801 - it stands for one
-            url = f"valkey://{','.join(f'127.0.0.1:{port}' for port in pair)}/0"
+@pytest.mark.parametrize("dies", [True, False], ids=["killed", "demoted"])
+def test_a_replica_is_made_the_primary(
+    dies: bool, pair: dict[int, BrokerServer], new_system: Callable[..., System], image: bytes
+) -> None:
+    replica, primary = pair.values()
+    system = new_system("--broker", f"valkey://{','.join(f'127.0.0.1:{port}' for port in pair)}/0", "--workers", "2")
 
-        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:  # type: ignore[arg-type]
-            job = a_job(inbox.name)
-            await gateway.send(job)
-            held = await worker.take()
-            if dies:
-                primary.kill()
-            else:
-                assert ask(primary, "REPLICAOF", "127.0.0.1", next(iter(pair)))
-            assert ask(replica, "REPLICAOF", "NO", "ONE")
-            await until(lambda: sent(gateway, job))
-            await until(lambda: answered(worker, held, image=b"done"))
-            assert (await inbox.reply_to(job)).image == b"done"
+    def change_over() -> None:
+        if dies:
+            primary.kill()
+        else:
+            assert ask(primary, "REPLICAOF", "127.0.0.1", next(iter(pair)))
+        assert ask(replica, "REPLICAOF", "NO", "ONE")
+
+    _all_succeed_through(change_over, system, image)
 
 
 @pytest.mark.parametrize(
