@@ -174,9 +174,7 @@ class _Line(asyncio.Protocol):
 
     def flush(self) -> None:
         """Hand what waits to be written to the system, now and not at the end of this turn."""
-        if (
-            self._unwritten and not self._transport.is_closing()
-        ):  # else `connection_lost` has failed those who wait, or is about to
+        if self._unwritten and not self._transport.is_closing():  # else `connection_lost` fails those who wait
             self._transport.writelines(self._unwritten)
         self._unwritten = []
 
