@@ -19,6 +19,7 @@ from conftest import ROOT, STARTED_SECONDS, SUCCESS, BrokerServer, free_port, ne
 
 CONFIGURATION = ROOT / "deploy" / "nginx.conf"
 REQUESTS = 200
+CLIENTS = 8
 LEASE = "1"  # seconds
 # What a distribution's own nginx.conf says around the file, without its users and folders.
 AROUND = """
@@ -163,12 +164,14 @@ def test_what_is_asked_through_it(behind: Behind, image: bytes) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_request_fails_through_the_end_of_a_gateway(behind: Behind, image: bytes, number: int) -> None:
     leaving, staying = behind.gateways
-    with concurrent.futures.ThreadPoolExecutor(8) as clients:
+    with concurrent.futures.ThreadPoolExecutor(CLIENTS) as clients:
         answers = [clients.submit(behind.post, image) for _ in range(REQUESTS)]
         wait_until(lambda: sum(answer.done() for answer in answers) > 20)
         behind.gateways[leaving].send_signal(number)
-        statuses = [(answer.result().status_code, answer.result().text) for answer in answers]
-    assert statuses == [(200, SUCCESS)] * REQUESTS
+    # SIGKILL may meet an answer of which a part has been passed on.
+    cut = [answer for answer in answers if isinstance(answer.exception(), httpx.RemoteProtocolError)]
+    assert len(cut) <= (0 if number == signal.SIGTERM else CLIENTS)
+    assert {answer.result().text for answer in answers if answer not in cut} == {SUCCESS}
     assert behind.gateways[leaving].wait(timeout=30) == (0 if number == signal.SIGTERM else -number)
     before = behind.answered(staying)
     assert behind.post(image).text == SUCCESS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import mkdtemp
@@ -14,9 +13,7 @@ from rabbit_server import RabbitServer
 
 from safelight.brokers.rabbitmq import INBOX, JOBS, QUARANTINE
 
-REQUESTS = 1_000
-# A quorum queue of 3.10.8 whose node is killed within 3 s of its making may refuse all messages from then on.
-SETTLED_SECONDS = 5.0
+REQUESTS = 200
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +48,12 @@ def test_no_admitted_request_fails_through_the_death_of_a_node(
     url = f"amqp://guest:guest@{','.join(f'127.0.0.1:{node.port}' for node in nodes)}/"
     system = new_system("--broker", url, "--workers", "2")
     assert system.post(image).text == SUCCESS
-    made = time.monotonic()
     members = _queues(nodes[0], "members")
     assert all(node.name in members[name] for node in nodes for name in (JOBS, QUARANTINE))
     dying = _home_of_the_inbox(nodes)
     with concurrent.futures.ThreadPoolExecutor(8) as clients:
         answers = [clients.submit(admitted_answer, system, image) for _ in range(REQUESTS)]
-        wait_until(lambda: sum(answer.done() for answer in answers) > 20 and time.monotonic() - made > SETTLED_SECONDS)
+        wait_until(lambda: sum(answer.done() for answer in answers) > 20)
         dying.kill()
         texts = [answer.result() for answer in answers]
     assert texts == [SUCCESS] * REQUESTS

@@ -113,6 +113,10 @@ class _UnroutableError(Exception):
     """There is no queue of that name, or the node that has it is down."""
 
 
+class _NackedError(BrokerFullError):
+    """A queue does not take the message."""
+
+
 class _Handle(NamedTuple):
     """A delivery: the channel and the consumer that it came by, its number there, the message's own id, and the queue
     of whoever waits for it.
@@ -153,6 +157,11 @@ class _Link:
         """A channel of the caller's own on the same connection."""
         async with self._making:
             return await self._opened()
+
+    def drop(self, channel: AbstractChannel) -> None:
+        """Use another one from now on; what is under way on this one may end there."""
+        if self._channel is channel:
+            self._channel = None
 
     async def _opened(self) -> AbstractChannel:
         with _away():
@@ -289,9 +298,15 @@ class RabbitBroker:
             expiration=None if expires_ms is None else str(max(0, expires_ms)),
         )
         message = {"exchange": exchange, "routing_key": queue, "properties": properties, "mandatory": is_mandatory}
+        nacking = None
         if len(body) <= self._proven:
-            await self._confirmed(await self._publishing.channel(), body, message)
-            return
+            channel = await self._publishing.channel()
+            try:
+                await self._confirmed(channel, body, message)
+            except _NackedError:  # 3.10: a channel that was open when a queue's leader died may do so for ever
+                nacking = channel
+            else:
+                return
         # A broker that refuses a message for its size closes the channel, and all that is under way on it.
         channel = await self._publishing.extra()
         try:
@@ -299,7 +314,9 @@ class RabbitBroker:
         finally:
             with _unless_away():
                 await channel.close()
-        self._proven = len(body)
+        self._proven = max(self._proven, len(body))
+        if nacking is not None:
+            self._publishing.drop(nacking)
 
     async def _confirmed(self, channel: AbstractChannel, body: bytes, message: dict[str, Any]) -> None:
         with _away():
@@ -309,7 +326,7 @@ class RabbitBroker:
             except driver.PublishError as exc:
                 raise _UnroutableError from exc
             except driver.DeliveryError as exc:
-                raise BrokerFullError from exc
+                raise _NackedError from exc
             except driver.ChannelPreconditionFailed as exc:
                 if (told := TOO_LARGE.search(str(exc))) is None:
                     raise BrokerAwayError from exc
