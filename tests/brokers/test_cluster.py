@@ -11,9 +11,10 @@ import pytest
 from conftest import SUCCESS, BrokerServer, System, admitted_answer, free_port, needed, wait_until
 from redis_cluster import Cluster, admin, ask, is_primary, is_replica, on_a_port, running_cluster
 
-from safelight.brokers import each_host, open_broker
+from safelight.brokers import Broker, each_host, open_broker
 from safelight.brokers.redis import _moved, _Nodes, _others
-from safelight.conformance import LEASE, Conformance, a_job
+from safelight.conformance import LEASE, Conformance, a_job, until
+from safelight.errors import BrokerAwayError
 
 REQUESTS = 200
 
@@ -52,6 +53,13 @@ class ClusterServer:
         self.cluster.settle()
 
 
+async def _answers(broker: Broker) -> bool:
+    try:
+        return await broker.backlog() == 0
+    except BrokerAwayError:
+        return False
+
+
 class TestCluster(Conformance):
     @pytest.fixture
     def server(self, plain_cluster: Cluster) -> ClusterServer:
@@ -82,6 +90,35 @@ class TestCluster(Conformance):
             finally:
                 named.thaw()
                 server.cluster.settle()
+
+    async def test_a_socket_leads_to_its_own_server_alone(self, server: ClusterServer) -> None:
+        stranger = server.cluster.ports[server.cluster.strangers[0]]
+        theirs, another = (open_broker(f"unix://{node.socket}", lease=LEASE) for node in (server.owner, stranger))
+        assert await theirs.backlog() == 0
+        server.kill()
+        for broker in (theirs, another):
+            with pytest.raises(BrokerAwayError):
+                await broker.backlog()
+        server.start()
+        with pytest.raises(BrokerAwayError):  # it does not have our keys
+            await another.backlog()
+        await until(lambda: _answers(theirs))
+        await theirs.close()
+        await another.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_node_that_left_the_cluster_is_left(replicated_cluster: Cluster) -> None:
+    """It says CLUSTERDOWN from then on, and not where our keys are."""
+    cluster, old = replicated_cluster, replicated_cluster.owner
+    broker = open_broker(cluster.url(cluster.strangers[0]), lease=LEASE)
+    assert await broker.backlog() == 0
+    assert ask(next(node for node in cluster.nodes if is_replica(node)), "CLUSTER", "FAILOVER", "TAKEOVER")
+    wait_until(lambda: is_replica(old))
+    assert ask(old, "CLUSTER", "RESET", "HARD")
+    await until(lambda: _answers(broker))
+    await broker.close()
 
 
 def _migrate(cluster: Cluster, slot: int, source: BrokerServer, target: BrokerServer) -> None:
