@@ -308,9 +308,10 @@ class _Cluster:
             if self._asker is None:
                 self._asker = Consumer(self._options.consumer)
             try:
-                committed = _patiently(self._asker.committed, places)
+                committed = _patiently(self._asker, self._asker.committed, places)
                 begins, ends = [
                     _patiently(
+                        self._asker,
                         self._asker.offsets_for_times,
                         [TopicPartition(place.topic, place.partition, symbol) for place in places],
                     )
@@ -441,10 +442,10 @@ class _Reader:
     def _positioned(self, places: list[TopicPartition], since: int | None) -> list[TopicPartition]:
         if since is not None:
             asked = [TopicPartition(place.topic, place.partition, since) for place in places]
-            places = _patiently(self._consumer.offsets_for_times, asked)
+            places = _patiently(self._consumer, self._consumer.offsets_for_times, asked)
         # The symbolic end would be looked up by the first fetch, and miss what comes before it.
         ends = [TopicPartition(place.topic, place.partition, OFFSET_END) for place in places]
-        ends = _patiently(self._consumer.offsets_for_times, ends)
+        ends = _patiently(self._consumer, self._consumer.offsets_for_times, ends)
         return [end if place.offset < 0 else place for place, end in zip(places, ends, strict=True)]
 
     def _run(self) -> None:
@@ -1143,8 +1144,13 @@ def _newest(found: Iterable[tuple[Quarantined, bytes]]) -> list[tuple[Quarantine
     return newest
 
 
-def _patiently(ask: Callable[..., list[TopicPartition]], places: list[TopicPartition]) -> list[TopicPartition]:
-    """An answer without errors; asked again while partitions have no leader, as those of a topic that was just made."""
+def _patiently(
+    consumer: Consumer, ask: Callable[..., list[TopicPartition]], places: list[TopicPartition]
+) -> list[TopicPartition]:
+    """An answer without errors; asked again while partitions have no leader, as those of a topic that was just made.
+
+    One that never reads does not learn by itself who leads now: it is told to look.
+    """
     until = time.monotonic() + ANSWER_SECONDS
     while True:
         error: KafkaError | None
@@ -1159,6 +1165,7 @@ def _patiently(ask: Callable[..., list[TopicPartition]], places: list[TopicParti
         if error.code() not in LEADERLESS or time.monotonic() > until:
             raise KafkaException(error)
         time.sleep(RECONNECT_SECONDS)
+        consumer.list_topics(places[0].topic, timeout=ANSWER_SECONDS)
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
