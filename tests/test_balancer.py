@@ -52,7 +52,7 @@ class Behind:
 
     def gateway(self, broker: str) -> None:
         port = free_port()
-        options = ("--broker", broker, "--port", str(port), "--store", str(self.store), "--drain-delay", "1")
+        options = ("--broker", broker, "--port", str(port), "--store", str(self.store), "--drain-delay", "0")
         options += ("--lease", LEASE)
         self.gateways[port] = self.run(sys.executable, "-m", "safelight", "gateway", *options)
 
