@@ -297,8 +297,7 @@ class Conformance:
         async with self.gateway(server) as (gateway, inbox), self.worker(server, "other") as other:
             await gateway.send(a_job(inbox.name))
             await self.killed(server, "killed", starts=1)
-            taken = await other.take(60)
-            assert taken.starts == 1, taken
+            assert (await other.take(60)).starts == 1
 
     async def test_what_a_dead_worker_held_comes_first(self, ordered_server: Any) -> None:
         async with self.gateway(ordered_server) as (gateway, inbox):
@@ -529,6 +528,7 @@ class Conformance:
                     assert asking.cancelled()
 
     async def test_a_dead_gateways_inbox_is_not_made_again(self, server: Any) -> None:
+        before = await self.inboxes(server)  # one that another test could not delete is there for a minute
         async with self.worker(server) as worker:
             async with self.gateway(server) as (gateway, inbox):
                 await gateway.send(a_job(inbox.name))
@@ -537,9 +537,7 @@ class Conformance:
             await worker.answer(await worker.take())
             async with self.end(server) as other:
                 await self.nothing_waits(other)
-            assert await self.inboxes(server) == 0, await asyncio.to_thread(
-                server.control, "list_queues", "name", "consumers"
-            )
+            assert await self.inboxes(server) <= before
 
     async def test_workers_come_and_go_under_load(self, server: Any) -> None:
         async with self.gateway(server) as (gateway, inbox):
