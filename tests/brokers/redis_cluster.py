@@ -20,7 +20,7 @@ NODE_TIMEOUT_MS = 1_000  # after which a node that does not answer is called dea
 @contextmanager
 def admin(node: BrokerServer) -> Iterator[Any]:
     """A client of one server, with text for answers."""
-    with redis.Redis(unix_socket_path=str(node.socket), decode_responses=True) as client:
+    with redis.Redis(unix_socket_path=str(node.socket), decode_responses=True, socket_timeout=1) as client:
         yield client
 
 

@@ -137,6 +137,11 @@ def _killed(cluster: Cluster) -> None:
     cluster.owner.kill()
 
 
+def _frozen(cluster: Cluster) -> None:
+    """It takes connections still, and answers nothing."""
+    cluster.owner.freeze()
+
+
 def _handed_over(cluster: Cluster) -> None:
     assert ask(next(node for node in cluster.nodes if is_replica(node)), "CLUSTER", "FAILOVER")
 
@@ -156,7 +161,7 @@ def _all_succeed_through(fault: Callable[[], Any], system: System, image: bytes)
     assert len(list(system.store.iterdir())) == REQUESTS
 
 
-@pytest.mark.parametrize("fault", [_killed, _handed_over, _migrated])
+@pytest.mark.parametrize("fault", [_killed, _frozen, _handed_over, _migrated])
 def test_no_admitted_request_fails_through(
     fault: Callable[[Cluster], None], replicated_cluster: Cluster, new_system: Callable[..., System], image: bytes
 ) -> None:
