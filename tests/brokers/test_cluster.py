@@ -23,10 +23,10 @@ def _program(name: str) -> str:
     return name if name == "embedded" else needed(name, name)
 
 
-@pytest.fixture(scope="module", params=["embedded", "redis-server"])
-def plain_cluster(request: pytest.FixtureRequest, runtime_folder: Path) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def plain_cluster(runtime_folder: Path) -> Iterator[Cluster]:
     """Three primaries, and nobody who takes a dead one's place."""
-    with running_cluster(_program(request.param), runtime_folder) as cluster:
+    with running_cluster("embedded", runtime_folder) as cluster:
         yield cluster
 
 
