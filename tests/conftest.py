@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import shutil
@@ -256,6 +257,15 @@ def admitted_answer(system: System, image: bytes) -> str:
         return None if answer.status_code == 503 else answer
 
     return str(wait_until(admitted, REFUSED_SECONDS).text)
+
+
+def answers_through(fault: Callable[[], Any], send: Callable[[], str], requests: int) -> list[str]:
+    """The answers to so many requests of eight clients, while `fault` is done in mid-load."""
+    with concurrent.futures.ThreadPoolExecutor(8) as clients:
+        answers = [clients.submit(send) for _ in range(requests)]
+        wait_until(lambda: sum(answer.done() for answer in answers) > 20)
+        fault()
+        return [answer.result() for answer in answers]
 
 
 def start_system(folder: Path, *options: str, wait: bool = True, **variables: str) -> System:

@@ -174,10 +174,15 @@ def _are_confined(stack: Stack) -> None:
     """No capability, no way to more, nothing to write to, nothing installed that only the other part uses."""
     for service, others in (("gateway", IMAGE_LIBRARIES), ("worker", WEB_LIBRARIES)):
         [container] = stack.containers(service)
-        status = dict(line.split(":\t", 1) for line in _docker("exec", container, "cat", "/proc/1/status").splitlines())
-        assert {status[f"Cap{kind}"] for kind in ("Prm", "Eff", "Bnd", "Inh", "Amb")} == {"0" * 16}
-        assert status["NoNewPrivs"] == "1"
-        assert set(status["Uid"].split()) != {"0"} or os.getuid() != 0
+        # Of process 1, which passes signals on, and of the part, its child.
+        read = "cat /proc/1/status /proc/$(cut -d' ' -f1 /proc/1/task/1/children)/status"
+        told = [line.split(":\t") for line in _docker("exec", container, "sh", "-c", read).splitlines()]
+        found = {name: [value for each, value in told if each == name] for name, _ in told}
+        assert found["Name"] == ["tini", "safelight"]
+        for kind in ("Prm", "Eff", "Bnd", "Inh", "Amb"):
+            assert found[f"Cap{kind}"] == ["0" * 16] * 2
+        assert found["NoNewPrivs"] == ["1"] * 2
+        assert "0" not in " ".join(found["Uid"]).split() or os.getuid() != 0
         assert "Read-only" in stack.python(service, "try: open('/x', 'w')\nexcept OSError as e: print(e)")
         absent = [module for module in others if not module.startswith("safelight.")]  # code of both is in both
         script = f"from importlib.util import find_spec; print([m for m in {absent} if find_spec(m)])"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
-from conftest import SUCCESS, BrokerServer, System, admitted_answer, needed, wait_until
+from conftest import SUCCESS, BrokerServer, System, admitted_answer, answers_through, needed
 
 from safelight.conformance import Server
 
@@ -60,10 +59,6 @@ def test_no_admitted_request_fails_through(
     fault: Callable[[System, Server], None], broker: Server, new_system: Callable[..., System], image: bytes
 ) -> None:
     system = new_system("--broker", broker.url, "--workers", "2")
-    with concurrent.futures.ThreadPoolExecutor(8) as clients:
-        answers = [clients.submit(admitted_answer, system, image) for _ in range(REQUESTS)]
-        wait_until(lambda: sum(answer.done() for answer in answers) > 20)
-        fault(system, broker)
-        texts = [answer.result() for answer in answers]
+    texts = answers_through(lambda: fault(system, broker), lambda: admitted_answer(system, image), REQUESTS)
     assert texts == [SUCCESS] * REQUESTS
     assert len(list(system.store.iterdir())) == REQUESTS

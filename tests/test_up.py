@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SUCCESS, System, free_port, wait_until
+from conftest import ROOT, SUCCESS, System, answers_through, free_port, wait_until
 from PIL import Image, ImageChops
 
 
@@ -79,11 +79,7 @@ def test_no_request_fails_through(
     fault: Callable[[System], None], new_system: Callable[..., System], image: bytes
 ) -> None:
     system = new_system("--workers", "2")
-    with concurrent.futures.ThreadPoolExecutor(8) as clients:
-        answers = [clients.submit(system.post, image) for _ in range(200)]
-        wait_until(lambda: sum(answer.done() for answer in answers) > 20)
-        fault(system)
-        texts = [answer.result().text for answer in answers]
+    texts = answers_through(lambda: fault(system), lambda: system.post(image).text, 200)
     assert texts == [SUCCESS] * 200
     assert len(list(system.store.iterdir())) == 200
 

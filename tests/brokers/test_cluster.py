@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SUCCESS, BrokerServer, System, admitted_answer, free_port, needed, wait_until
+from conftest import SUCCESS, BrokerServer, System, admitted_answer, answers_through, free_port, needed, wait_until
 from redis_cluster import Cluster, admin, ask, is_primary, is_replica, on_a_port, running_cluster
 
 from safelight.brokers import Broker, each_host, open_broker
@@ -152,11 +151,7 @@ def _migrated(cluster: Cluster) -> None:
 
 def _all_succeed_through(fault: Callable[[], Any], system: System, image: bytes) -> None:
     """Each request that was admitted is answered with success and saved, while `fault` is done in mid-load."""
-    with concurrent.futures.ThreadPoolExecutor(8) as clients:
-        answers = [clients.submit(admitted_answer, system, image) for _ in range(REQUESTS)]
-        wait_until(lambda: sum(answer.done() for answer in answers) > 20)
-        fault()
-        texts = [answer.result() for answer in answers]
+    texts = answers_through(fault, lambda: admitted_answer(system, image), REQUESTS)
     assert texts == [SUCCESS] * REQUESTS
     assert len(list(system.store.iterdir())) == REQUESTS
 

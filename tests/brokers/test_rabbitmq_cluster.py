@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
-from conftest import SUCCESS, System, admitted_answer, needed, wait_until
+from conftest import SUCCESS, System, admitted_answer, answers_through, needed
 from rabbit_server import RabbitServer
 
 from safelight.brokers.rabbitmq import INBOX, JOBS, QUARANTINE
@@ -51,11 +50,7 @@ def test_no_admitted_request_fails_through_the_death_of_a_node(
     members = _queues(nodes[0], "members")
     assert all(node.name in members[name] for node in nodes for name in (JOBS, QUARANTINE))
     dying = _home_of_the_inbox(nodes)
-    with concurrent.futures.ThreadPoolExecutor(8) as clients:
-        answers = [clients.submit(admitted_answer, system, image) for _ in range(REQUESTS)]
-        wait_until(lambda: sum(answer.done() for answer in answers) > 20)
-        dying.kill()
-        texts = [answer.result() for answer in answers]
+    texts = answers_through(dying.kill, lambda: admitted_answer(system, image), REQUESTS)
     assert texts == [SUCCESS] * REQUESTS
     assert len(list(system.store.iterdir())) == REQUESTS + 1
     dying.start()

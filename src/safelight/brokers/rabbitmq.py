@@ -510,21 +510,21 @@ class RabbitBroker:
             await self._keep_aside(not_a_job(exc, message.body), message.body)
             await self._acknowledge(handle)
             return None
-        starts = await self._starts(job, message)
+        starts = await self._starts(job, message, handle)
         if starts == GIVEN_UP:
             await self._acknowledge(handle)
             return None
         return Delivery(job, job.starts + starts, handle)
 
-    async def _starts(self, job: Job, message: DeliveredMessage) -> int:
+    async def _starts(self, job: Job, message: DeliveredMessage, handle: _Handle) -> int:
         """How often this message was started, as its gateway knows; `GIVEN_UP` if nobody waits for it."""
         if job in self._withdrawn:
             return GIVEN_UP
         if not message.redelivered:
             return 0
-        name, inbox = _handle(message).message, _handle(message).inbox
+        question = f"{job.id} {handle.message} 0".encode()
         try:
-            told = await self._asked(name, inbox, f"{job.id} {name} 0".encode(), QUESTION)
+            told = await self._asked(handle.message, handle.inbox, question, QUESTION)
             return int(told)
         except _UnroutableError:
             return GIVEN_UP
@@ -557,9 +557,7 @@ class RabbitBroker:
                 return
             channel = await self._consuming.extra()
             with _away():
-                name = (
-                    WORKER + new_id()
-                )  # one of that name may still be there, of a connection that is not known to be lost
+                name = WORKER + new_id()  # the one before may still be there: not known yet to be lost
                 await channel.queue_declare(name, exclusive=True, arguments=WORKER_ARGUMENTS)
                 await channel.queue_bind(name, WITHDRAWN)
                 await channel.basic_consume(name, self._on_control, no_ack=True, timeout=ANSWER_SECONDS)
