@@ -170,6 +170,27 @@ def test_a_refused_body_that_arrives_in_time_leaves_the_connection_open(running:
         assert connection.answer().body == b"here"
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_refused_body_of_a_last_request_does_not_cost_the_answer(version: str, running: Running) -> None:
+    with Connection(running.port) as connection:  # as nginx sends it by default
+        connection.send(head("/", f"Content-Length: {MEGABYTE}", "Connection: close", version=version))
+        wait_until(lambda: not connection.quiet(0))
+        for _ in range(16):  # closing on unread bytes would have reset the connection
+            connection.send(bytes(MEGABYTE // 16))
+        assert connection.answer().body == b"here"
+        assert connection.closed()
+        wait_until(lambda: running.connections() == 0)
+
+
+@short(DISCARD_SECONDS=0.2)
+def test_a_refused_body_of_a_last_request_is_not_waited_for(running: Running) -> None:
+    with Connection(running.port) as connection:
+        connection.send(head("/", "Content-Length: 1000", "Connection: close"))
+        assert connection.answer().body == b"here"
+        assert connection.closed()
+        wait_until(lambda: running.connections() == 0)
+
+
 @short(DISCARD_BYTES=MEGABYTE)
 def test_a_refused_body_is_not_read_without_end(running: Running) -> None:
     with Connection(running.port) as connection:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import httptools
@@ -59,12 +60,17 @@ class Protocol(HttpToolsProtocol):
     _raw_bytes = 0  # since the parser last made something of them: an unfinished header, a chunk's extension
     _discarded = 0
     _refusal: SafelightError | None = None
+    _is_last = False  # the response that was given; what is left of its request is read over
     _timer: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._lost: asyncio.Future[None] = self.loop.create_future()
+        # What a response is written to: uvicorn closes it behind the last one.
+        self._answering = SimpleNamespace(
+            write=transport.write, is_closing=transport.is_closing, close=self._close_when_read
+        )
         self._set_timer(HEADER_SECONDS, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -140,6 +146,7 @@ class Protocol(HttpToolsProtocol):
         self._has_begun = False
         self._set_timer()
         super().on_headers_complete()
+        self.cycle.transport = self._answering  # type: ignore[assignment]
         self._in_headers = False
 
     def on_chunk_header(self) -> None:
@@ -161,6 +168,15 @@ class Protocol(HttpToolsProtocol):
         self._in_headers = True
         self._set_timer()
         super().on_message_complete()
+        if self._is_last:
+            self.transport.close()
+
+    def _close_when_read(self) -> None:
+        """Close after the last response; not on unread bytes, for that resets the connection (RFC 9112, 9.6)."""
+        if self._in_headers:
+            return self.transport.close()
+        self._is_last = True
+        return self.transport.write_eof()
 
     def on_response_complete(self) -> None:
         if self._refusal is not None and (not self.pipeline or self.pipeline[-1][0].disconnected):
