@@ -236,6 +236,23 @@ def test_nobody_at_the_address_is_away() -> None:
         asyncio.run(broker.connect())
 
 
+async def _hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+def test_who_hangs_up_at_once_is_away() -> None:
+    """As a balancer does whose broker is down; what the driver makes of it depends on when it notices."""
+
+    async def test() -> None:
+        async with await asyncio.start_server(_hang_up, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            for _ in range(50):
+                with pytest.raises(BrokerAwayError):
+                    await open_broker(f"amqp://127.0.0.1:{port}/", lease=LEASE).connect()
+
+    asyncio.run(test())
+
+
 def test_a_missing_driver_is_an_error_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "safelight.brokers.rabbitmq")
     monkeypatch.setitem(sys.modules, "aiormq", None)

@@ -105,7 +105,8 @@ WORKER_ARGUMENTS: dict[str, Any] = {"x-max-length": 20_000}
 
 # "PRECONDITION_FAILED - message size 33554432 is larger than configured max size 16777216"
 TOO_LARGE = re.compile(r"message size \d+ .* max size (\d+)")
-AWAY = (driver.AMQPError, OSError, RuntimeError)  # what the driver raises when a connection is lost
+# What the driver raises when a connection is lost; the last when it is lost while it is being made.
+AWAY = (driver.AMQPError, OSError, RuntimeError, StopAsyncIteration)
 REFUSED = (driver.AuthenticationError, driver.ProbableAuthenticationError, driver.ConnectionNotAllowed)
 
 
