@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
+import threading
+import time
 from contextlib import suppress
 
 import aiormq
 import pytest
+import uvloop
 from aiormq import spec
 from rabbit_server import RabbitServer
 
@@ -236,21 +240,31 @@ def test_nobody_at_the_address_is_away() -> None:
         asyncio.run(broker.connect())
 
 
-async def _hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.close()
-
-
 def test_who_hangs_up_at_once_is_away() -> None:
-    """As a balancer does whose broker is down; what the driver makes of it depends on when it notices."""
+    """As a balancer does whose broker is down; a busy uvloop sees the end together with the connection."""
 
-    async def test() -> None:
-        async with await asyncio.start_server(_hang_up, "127.0.0.1", 0) as server:
-            port = server.sockets[0].getsockname()[1]
-            for _ in range(50):
-                with pytest.raises(BrokerAwayError):
-                    await open_broker(f"amqp://127.0.0.1:{port}/", lease=LEASE).connect()
+    async def busy() -> None:
+        while True:
+            time.sleep(0.002)  # noqa: ASYNC251 - it is to block the loop
+            await asyncio.sleep(0)
 
-    asyncio.run(test())
+    async def test(port: int) -> None:
+        blocking = asyncio.create_task(busy())
+        for _ in range(20):
+            with pytest.raises(BrokerAwayError):
+                await open_broker(f"amqp://127.0.0.1:{port}/", lease=LEASE).connect()
+        blocking.cancel()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        uvloop.run(test(server.getsockname()[1]))
+        server.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_missing_driver_is_an_error_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
