@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import uuid
@@ -42,6 +43,7 @@ class KafkaServer:
     port: int = field(default_factory=free_port)
     tls_port: int = field(default_factory=free_port)
     controller_port: int = field(default_factory=free_port)
+    proxied: dict[int, int] = field(default_factory=dict)  # further ports, and the ports that clients come through
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,6 +68,10 @@ class KafkaServer:
             text = PROPERTIES.format(
                 port=self.port, tls_port=self.tls_port, controller=self.controller_port, folder=self.folder
             )
+            for number, (port, seen) in enumerate(self.proxied.items()):
+                text = re.sub(r"(?m)^(listeners=.*)", rf"\1,PROXIED{number}://127.0.0.1:{port}", text)
+                text = re.sub(r"(?m)^(advertised.listeners=.*)", rf"\1,PROXIED{number}://127.0.0.1:{seen}", text)
+                text = re.sub(r"(?m)^(listener.security.*)", rf"\1,PROXIED{number}:PLAINTEXT", text)
             self._properties.write_text(text)
             command = self._java("kafka.tools.StorageTool", "format", "--standalone", "-t", str(uuid.uuid4()))
             subprocess.run([*command, "-c", self._properties], check=True, capture_output=True)
