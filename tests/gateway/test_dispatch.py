@@ -378,6 +378,21 @@ async def test_readiness_and_workers_come_from_the_beat() -> None:
 
 
 @run
+async def test_workers_that_come_back_after_the_gateway_are_not_missed() -> None:
+    async with at_work() as bench:
+        await until(lambda: bench.dispatch.ready)
+        bench.broker.error = BrokerAwayError()
+        await until(lambda: not bench.dispatch.ready)
+        bench.clock.now += 30
+        bench.broker.present, bench.broker.error = [], None
+        await until(lambda: bench.dispatch._away_since is None)
+        bench.workers.check(["size"])
+        bench.clock.now += 10
+        with pytest.raises(NoWorkerError):
+            bench.workers.check(["size"])
+
+
+@run
 async def test_what_turns_out_to_be_offered_by_nobody() -> None:
     async with at_work() as bench:
         bench.broker.present = [Presence(worker="w", operations=["mirror"], free=1, slots=2)]

@@ -92,6 +92,20 @@ def test_without_news_the_last_worker_is_dead_after_the_window(workers: Workers,
         workers.check(["size"])
 
 
+def test_of_a_time_without_news_nothing_is_known(workers: Workers, clock: Clock) -> None:
+    """The broker was away, and the gateway is back before the workers are."""
+    clock.now += 50
+    workers.update([_presence("a", "size")])
+    clock.now += 30
+    workers.listen_anew()
+    workers.update([])
+    clock.now += 9.9
+    workers.check(["size"])
+    clock.now += 0.1
+    with pytest.raises(NoWorkerError):
+        workers.check(["size"])
+
+
 def test_the_same_sign_again_is_no_new_one(workers: Workers, clock: Clock) -> None:
     clock.now += 50
     last = _presence("a", "size")

@@ -185,6 +185,7 @@ class Dispatch:
             else:
                 if self._away_since is not None:
                     log.info("the broker is back")
+                    self._workers.listen_anew()
                 self._away_since = None
                 self._workers.update(presences)
                 self._refuse_not_offered()

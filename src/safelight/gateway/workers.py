@@ -1,7 +1,7 @@
 """C1: who lives and what is offered, from the workers' presence. Pure state; `dispatch.py` feeds it once a beat.
 
-Judged over the last two leases, and not before this gateway has run that long: a worker that is just being restarted
-makes no request fail.
+Judged over the last two leases, and not before this gateway has listened that long: a worker that is just being
+restarted makes no request fail, nor does one that comes back after the broker more slowly than the gateway.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ class Workers:
     def __init__(self, window: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._window = window
         self._clock = clock
-        self._started = clock()
+        self._listening_since = clock()
         self._seen: dict[str, tuple[float, Presence]] = {}
         self.fresh = 0  # at the last look
+
+    def listen_anew(self) -> None:
+        """The broker was away: who announced itself meanwhile was not heard."""
+        self._listening_since = self._clock()
 
     def update(self, presences: Sequence[Presence]) -> None:
         """What the broker shows now: a sign of life counts from when it is new, for the broker shows it for a while."""
@@ -41,7 +45,7 @@ class Workers:
     def check(self, operations: Iterable[str]) -> None:
         """Raise `NoWorkerError`, then `UnknownOperationError`, if that is certain by now."""
         now = self._clock()
-        if now - self._started < self._window:
+        if now - self._listening_since < self._window:
             return
         living = [presence for at, presence in self._seen.values() if now - at <= self._window]
         if not living:
