@@ -33,7 +33,8 @@ def samples(shape: Shape, noise: float = 0.0, times: list[float] = HOUR) -> list
         ("descriptors", lambda t: 25 + 12 * t, 3),
         ("threads", lambda t: 2 + round(4 * t), 0),
         ("processes", lambda t: 2 + round(t), 0),  # one child that nobody ended
-        ("keys", lambda t: 3 + round(5 * t), 0),
+        ("keys", lambda t: 3 + 2 * (t > 0.5), 0),  # a job in quarantine
+        ("marks of withdrawal", lambda t: 30 * t, 2),
         ("queue entries", lambda t: 1 + 10 * t, 1),
     ],
 )
@@ -55,6 +56,7 @@ def test_what_grows_is_found(what: str, shape: Shape, noise: float) -> None:
         ("descriptors", lambda t: 25, 5),
         ("processes", lambda t: 2 + (t * 17 % 1 > 0.9), 0),  # two, and a successor now and then
         ("queue entries", lambda t: 2, 2),
+        ("marks of withdrawal", lambda t: 8, 6),
     ],
 )
 def test_what_does_not_grow_is_not_found(what: str, shape: Shape, noise: float) -> None:
@@ -77,7 +79,8 @@ def test_five_minutes_can_be_judged_and_one_cannot() -> None:
 def test_an_unforeseen_answer_is_a_failure() -> None:
     load = long_run.Load(1, rate=20.0)
     [refused] = [picture for picture in load._pictures if picture.status == 422]
-    assert load._wrong(refused, 422, b'{"status": "FAILURE"}') == ""
+    assert load._wrong(refused, 422, b'{"status": "FAILURE", "error": "unprocessable_image"}') == ""
+    assert load._wrong(refused, 422, b'{"status": "FAILURE", "error": "quarantined"}').startswith("422 instead of 422")
     assert load._wrong(refused, 503, b'{"status": "FAILURE"}').startswith("503 instead of 422")
     assert load._wrong(load._pictures[0], 200, b"{}").startswith("200 instead of 200")
     assert load._wrong(load._pictures[0], 200, b'{"status": "SUCCESS"}') == ""

@@ -308,6 +308,27 @@ def test_a_child_that_dies_before_its_successor_takes_its_place(monkeypatch: pyt
     in_pool(monkeypatch, use, jobs=1)
 
 
+def test_a_child_that_dies_while_its_successor_fails_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = ("from pathlib import Path", "once = Path(__file__).with_name('once')", "if once.exists():")
+    lines += ("    once.unlink()", "    raise ValueError", "def same(image): return image")
+    (tmp_path / "fickle.py").write_text("\n".join(lines))
+    (tmp_path / "once").touch()
+
+    async def use(pool: Pool) -> None:
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(HOSTILE.parent), str(tmp_path))))
+        pool._modules = [*pool._modules, "fickle"]
+        await run(pool, "echo")
+        with pytest.raises(ChildDiedError):
+            await run(pool, "leave")
+        async with asyncio.timeout(20):
+            assert (await run(pool, "same", b"next"))[1] == b"next"
+        assert caplog.text.count("the child goes on") == 1
+
+    in_pool(monkeypatch, use, jobs=1)
+
+
 def test_a_child_that_is_killed_while_it_waits_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(pool: Pool) -> None:
         open_files = psutil.Process().num_fds()
