@@ -86,7 +86,8 @@ async def connected(url: str) -> Broker:
 
 async def pool(path: str, seconds: str) -> None:
     image, options = image_of(path), Worker()
-    async with Pool(usable_cores(), (), options.child_memory) as children:
+    recycling = {"jobs": options.child_jobs, "resident": options.child_resident}
+    async with Pool(usable_cores(), (), options.child_memory, **recycling) as children:
 
         async def call() -> None:
             async with children.child() as child:

@@ -138,6 +138,13 @@ class Worker:
     child_memory: int = option(
         2048 * MEGABYTE, "Address space of a child process (0: no limit).", unit="bytes", least=0
     )
+    child_jobs: int = option(50_000, "Jobs after which a child process is recycled (0: never).", least=0)
+    child_resident: int = option(
+        512 * MEGABYTE,  # a child in good health kept 337 MB at most, and the largest picture needs 1.3 GB beside it
+        "Resident memory of a child process after a job, above which it is recycled (0: no bound; Linux only).",
+        unit="bytes",
+        least=0,
+    )
     beat_file: str | None = option(
         None, "File that a living worker touches about once a second, for a health check by its age."
     )

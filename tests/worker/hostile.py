@@ -12,6 +12,8 @@ from pathlib import Path
 
 COUNTED = "SAFELIGHT-TEST-COUNT:"  # an image that begins so names a file in which each start writes a line
 
+LEAKED: list[bytes] = []
+
 
 def _is_warm_up(image: bytes) -> bool:
     """Whether it is one of the tiny pictures that a child runs each operation on before it is ready."""
@@ -61,6 +63,20 @@ def slow(image: bytes) -> bytes:
         count(image)
         time.sleep(0.5)
     return image
+
+
+def until(image: bytes) -> Mapping[str, int]:
+    """At work until the file exists that the image names."""
+    while not (_is_warm_up(image) or Path(image.decode()).exists()):
+        time.sleep(0.01)
+    return {"pid": os.getpid()}
+
+
+def leak(image: bytes) -> Mapping[str, int]:
+    """Keep so many bytes as the image says, for ever."""
+    if not _is_warm_up(image):
+        LEAKED.append(b"x" * int(image))
+    return {"pid": os.getpid()}
 
 
 def surroundings(image: bytes) -> Mapping[str, object]:

@@ -24,6 +24,7 @@ from safelight.worker.consumer import Consumer
 from safelight.worker.pool import Pool
 
 LEASE = 1.0
+MEGABYTE = 1024 * 1024
 HERE = Path(__file__).parent
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +62,8 @@ async def a_worker(
     monkeypatch.setenv("PYTHONPATH", str(HERE))
     given = settings.Worker(imports=("hostile",), **({"max_clock_skew": 0.0} | options))
     broker = open_broker(server.url, lease=LEASE)
-    async with Pool(given.concurrency, given.imports, given.child_memory) as pool:
+    recycling = {"jobs": given.child_jobs, "resident": given.child_resident}
+    async with Pool(given.concurrency, given.imports, given.child_memory, **recycling) as pool:
         consumer = Consumer(broker, pool, name, given, lambda: None)
         running = asyncio.create_task(consumer.run())
         try:
@@ -235,6 +237,23 @@ async def test_a_broker_that_is_emptied_stops_no_worker(server: BrokerServer, ga
             job = a_job(inbox.name, b"again", operations=[("echo", {})])
             await broker.send(job)
             assert (await inbox.reply_to(job)).image == b"again"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no cheap way to a process's resident size")
+async def test_no_job_fails_of_an_operation_that_leaks(server: BrokerServer, gateway: Any, monkeypatch: Any) -> None:
+    broker, inbox = gateway
+    pids = set()
+    async with a_worker(server, monkeypatch, child_resident=64 * MEGABYTE):
+        for _ in range(2_500):  # the address space bears 2,000 of them
+            job = a_job(inbox.name, str(MEGABYTE).encode(), operations=[("leak", {})])
+            await broker.send(job)
+            reply = await inbox.reply_to(job)
+            assert reply.error is None
+            pids.add(reply.facts["pid"])
+            if len(pids) == 3:
+                break
+    assert len(pids) == 3
+    assert await broker.quarantined() == []
 
 
 async def _killed_worker(server: BrokerServer, folder: Path, ready: Any) -> None:

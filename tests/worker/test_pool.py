@@ -16,10 +16,12 @@ import psutil
 import pytest
 from conftest import wait_until
 
+from safelight.conformance import until
 from safelight.errors import ConfigurationError
 from safelight.message import Job, new_id
+from safelight.worker import pool as pool_module
 from safelight.worker.child import Outcome
-from safelight.worker.pool import ChildDiedError, OverrunError, Pool
+from safelight.worker.pool import Child, ChildDiedError, OverrunError, Pool
 
 HOSTILE = Path(__file__).parent / "hostile.py"
 MEMORY = 1024**3
@@ -29,13 +31,15 @@ def job(operation: str, image: bytes = b"not a picture") -> Job:
     return Job(id=new_id(), operations=[(operation, {})], deadline=0, reply_to="x", image=image)
 
 
-def in_pool(monkeypatch: pytest.MonkeyPatch, use: Callable[[Pool], Awaitable[Any]], size: int = 1) -> Any:
+def in_pool(
+    monkeypatch: pytest.MonkeyPatch, use: Callable[[Pool], Awaitable[Any]], size: int = 1, **recycling: int
+) -> Any:
     monkeypatch.setenv("PYTHONPATH", str(HOSTILE.parent))
     monkeypatch.setenv("SAFELIGHT_BROKER", "redis://:secret@example.invalid")
     monkeypatch.setenv("SECRET_TOKEN", "secret")
 
     async def using() -> Any:
-        async with Pool(size, ["hostile"], MEMORY) as pool:
+        async with Pool(size, ["hostile"], MEMORY, **recycling) as pool:
             return await use(pool)
 
     return asyncio.run(using())
@@ -46,6 +50,10 @@ async def run(
 ) -> tuple[Outcome, bytes]:
     async with pool.child() as child:
         return await child.run(job(operation, image), limit)
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children()
 
 
 def test_an_image_there_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +177,173 @@ def test_children_end_with_a_consumer_that_is_killed(monkeypatch: pytest.MonkeyP
         assert len(children) == 2
         consumer.send_signal(signal.SIGKILL)
     wait_until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+
+
+async def pid_of(pool: Pool) -> int:
+    """The child that ran a job."""
+    return int((await run(pool, "leak", b"0"))[0].facts["pid"])
+
+
+def test_a_child_is_recycled_after_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    most, pids = 0, set()
+
+    async def use(pool: Pool) -> None:
+        await until(settled(pool, 2))
+        open_files = psutil.Process().num_fds()
+
+        async def recycled() -> bool:
+            nonlocal most
+            most = max(most, len(children()))
+            pids.add(await pid_of(pool))
+            return len(pids) == 4
+
+        async def closed() -> bool:
+            return psutil.Process().num_fds() == open_files
+
+        await until(recycled, seconds=30)
+        await until(settled(pool, 2))
+        await until(closed)
+
+    in_pool(monkeypatch, use, 2, jobs=20)
+    assert most == 3  # no child ends before its successor is there, and one is replaced at a time
+
+
+def settled(pool: Pool, size: int) -> Callable[[], Awaitable[bool]]:
+    async def is_settled() -> bool:
+        return len(children()) == pool.free == size and pool._leaving is None
+
+    return is_settled
+
+
+def test_no_job_waits_for_a_successor(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(pool: Pool) -> None:
+        old = await pid_of(pool)
+        assert pool._leaving is not None  # and its successor is a process that has yet to import all
+        assert await pid_of(pool) == old
+
+    in_pool(monkeypatch, use, jobs=1)
+
+
+def test_a_job_in_hand_is_finished_by_the_child_that_began_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def use(pool: Pool) -> None:
+        old = await pid_of(pool)
+        running = asyncio.create_task(run(pool, "until", str(tmp_path / "end").encode()))
+
+        async def warm() -> bool:
+            return pool._successor is not None
+
+        await until(warm)
+        assert pool.free == 0  # at most one job at once: what the machine was given memory for
+        (tmp_path / "end").touch()
+        assert (await running)[0].facts == {"pid": old}
+        assert await pid_of(pool) != old
+        await until(settled(pool, 1))
+
+    in_pool(monkeypatch, use, jobs=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no cheap way to a process's resident size")
+def test_a_child_that_leaks_is_recycled(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(pool: Pool) -> None:
+        pids = set()
+        for _ in range(3):
+            while True:  # 1 GB of address space bears 20 of them, and a successor comes after two
+                outcome, _ = await run(pool, "leak", b"50000000")
+                assert outcome.failure is None
+                pids.add(outcome.facts["pid"])
+                if pool._leaving is not None:
+                    break
+            await until(settled(pool, 1))
+        assert len(pids) == 3
+
+    in_pool(monkeypatch, use, resident=100_000_000)
+
+
+def test_a_child_goes_on_while_no_successor_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fickle = (
+        "import pathlib\nassert not pathlib.Path(__file__).with_name('no').exists()\ndef same(image): return image\n"
+    )
+    (tmp_path / "fickle.py").write_text(fickle)
+    (tmp_path / "no").touch()
+    monkeypatch.setattr(pool_module, "AGAIN_SECONDS", 0.0)
+
+    async def use(pool: Pool) -> None:
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(HOSTILE.parent), str(tmp_path))))
+        pool._modules = [*pool._modules, "fickle"]
+        old = await pid_of(pool)
+
+        async def refused() -> bool:
+            assert await pid_of(pool) == old
+            return caplog.text.count("the child goes on") >= 2
+
+        await until(refused)
+        (tmp_path / "no").unlink()
+
+        async def replaced() -> bool:
+            return await pid_of(pool) != old
+
+        await until(replaced)
+
+    in_pool(monkeypatch, use, jobs=1)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_child_that_dies_before_its_successor_takes_its_place(monkeypatch: pytest.MonkeyPatch, warm: bool) -> None:
+    async def use(pool: Pool) -> None:
+        await run(pool, "echo")
+        async with pool.child() as child:
+            if warm:
+
+                async def is_warm() -> bool:
+                    return pool._successor is not None
+
+                await until(is_warm)
+            with pytest.raises(ChildDiedError):
+                await child.run(job("leave"), 20.0)
+        await run(pool, "echo")
+        await until(settled(pool, 1))
+
+    in_pool(monkeypatch, use, jobs=1)
+
+
+def test_a_child_that_dies_while_its_successor_fails_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = ("from pathlib import Path", "once = Path(__file__).with_name('once')", "if once.exists():")
+    lines += ("    once.unlink()", "    raise ValueError", "def same(image): return image")
+    (tmp_path / "fickle.py").write_text("\n".join(lines))
+    (tmp_path / "once").touch()
+
+    async def use(pool: Pool) -> None:
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(HOSTILE.parent), str(tmp_path))))
+        pool._modules = [*pool._modules, "fickle"]
+        await run(pool, "echo")
+        with pytest.raises(ChildDiedError):
+            await run(pool, "leave")
+        async with asyncio.timeout(20):
+            assert (await run(pool, "same", b"next"))[1] == b"next"
+        assert caplog.text.count("the child goes on") == 1
+
+    in_pool(monkeypatch, use, jobs=1)
+
+
+def test_a_child_that_is_killed_while_it_waits_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(pool: Pool) -> None:
+        open_files = psutil.Process().num_fds()
+        for _ in range(2):
+            async with pool.child() as child:
+                os.kill(child.pid, signal.SIGKILL)
+
+            async def noticed(child: Child = child) -> bool:
+                return not child.alive
+
+            await until(noticed)
+            await run(pool, "echo")
+        assert psutil.Process().num_fds() == open_files
+
+    in_pool(monkeypatch, use)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,9 @@ async def run(broker: Broker, options: settings.Worker, *, stop: asyncio.Event) 
             stack.callback(os.close, lock)
         stack.push_async_callback(broker.close)
         alive = _sign_of_life(options.beat_file)
-        pool = await stack.enter_async_context(Pool(options.concurrency, options.imports, options.child_memory))
+        recycling = {"jobs": options.child_jobs, "resident": options.child_resident}
+        children = Pool(options.concurrency, options.imports, options.child_memory, **recycling)
+        pool = await stack.enter_async_context(children)
         if not await _connect(broker, stop, alive):
             return
         consumer = Consumer(broker, pool, name, options, alive)
