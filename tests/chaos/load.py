@@ -15,7 +15,7 @@ from chaos.system import System
 
 TIMEOUT = 60.0  # each request's own; an answer may come a second after it, and no later
 LATE_SECONDS = 1.0
-PAUSE_SECONDS = 0.5  # before a request that was refused is sent again
+PAUSE_SECONDS = 1.0  # before a request that was refused is sent again
 # What an image asks of `ledger.py`, and out of how many it does.
 POISON = {"kill": 150, "hang": 400, "fail": 200, "hogs": 250}
 LEAVES = 100  # one client of so many goes away before it is answered

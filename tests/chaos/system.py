@@ -164,7 +164,7 @@ class System:
     def worker(self, name: str) -> Part:
         """One more worker, not started yet."""
         options = ["--concurrency", str(CHILDREN), "--import", "ledger", "--work-limit", "1.5"]
-        options += ["--child-memory", str(1 << 30)]
+        options += ["--child-memory", str(1 << 30), "--child-jobs", "300"]
         return self._part(name, "workers", ["worker", *options])
 
     def _part(self, name: str, side: str, words: list[str]) -> Part:
