@@ -40,13 +40,14 @@ import re
 from collections import deque
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import aiormq
 from aiormq import exceptions as driver
 from aiormq import spec
 from msgspec.structs import replace
 
-from safelight.brokers import Delivery, Renewed, each_host
+from safelight.brokers import Delivery, Renewed, each_host, look_up
 from safelight.brokers.refusals import check_size, not_a_job, result_too_large, too_large
 from safelight.brokers.told import Living, Withdrawn, withdrawal
 from safelight.errors import (
@@ -190,6 +191,7 @@ class _Link:
         for _ in self._urls.copy():
             self._urls.rotate(-1)
             try:
+                await look_up(urlsplit(self._urls[-1]).hostname or "localhost")
                 return await aiormq.connect(self._urls[-1])
             except REFUSED:
                 raise

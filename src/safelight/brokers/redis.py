@@ -53,7 +53,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from safelight.brokers import Delivery, Renewed, each_host
+from safelight.brokers import Delivery, Renewed, each_host, look_up
 from safelight.brokers.refusals import check_size, no_room, not_a_job, result_too_large, too_large
 from safelight.errors import (
     BrokerAwayError,
@@ -308,6 +308,8 @@ class _Nodes:
         connection = self._class(**options)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
+                if host:
+                    await look_up(host)
                 await connection.connect()  # type: ignore[no-untyped-call]
         except driver.AuthenticationError as exc:
             raise ConfigurationError(f"The broker refuses the user or the password: {exc}.") from exc
