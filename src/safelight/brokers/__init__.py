@@ -69,7 +69,7 @@ class Broker(Protocol):
         """Jobs for this worker, those whose lease ended first; each `anext` takes at most one. Ends when `stopping`."""
 
     async def start(self, delivery: Delivery, starts: int) -> None:
-        """Write down that attempt number `starts` begins; returns once it is written to the connection."""
+        """Write down that attempt number `starts` begins; once it returned, a SIGKILL does not undo it."""
 
     async def beat(self, held: Sequence[Delivery], presence: Presence) -> list[Delivery]:
         """Renew the leases of `held`, announce `presence`; returns those that are no longer this worker's to do."""

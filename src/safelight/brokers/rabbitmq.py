@@ -574,12 +574,13 @@ class RabbitBroker:
             self._withdrawn.hear(_header(message))
 
     async def start(self, delivery: Delivery, starts: int) -> None:
-        """Tell the gateway; not confirmed, but written to the connection."""
-        header = f"{delivery.job.id} {delivery.handle.message} {starts - delivery.job.starts}"
-        properties = spec.Basic.Properties(headers={HEADER: header}, delivery_mode=2, message_type=START)
-        channel, inbox = await self._consuming.channel(), delivery.handle.inbox
-        with _away():
-            await channel.basic_publish(b"", routing_key=inbox, properties=properties, timeout=ANSWER_SECONDS)
+        """Tell the gateway, confirmed: a client that is killed takes with it what the broker has not come to yet."""
+        handle: _Handle = delivery.handle
+        header = f"{delivery.job.id} {handle.message} {starts - delivery.job.starts}".encode()
+        with suppress(BrokerAwayError):  # while it takes nothing, what was handed out goes on, uncounted
+            await self._publish(handle.inbox, header, kind=START)
+        if handle.channel.is_closed:  # somebody else has it
+            raise BrokerAwayError
 
     async def beat(self, held: Sequence[Delivery], presence: Presence) -> list[Delivery]:
         """Announce; what came by a channel that was closed since, or was withdrawn, is no longer held."""
