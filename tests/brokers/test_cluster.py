@@ -12,7 +12,7 @@ from redis_cluster import Cluster, admin, ask, is_primary, is_replica, on_a_port
 
 from safelight.brokers import Broker, each_host, open_broker
 from safelight.brokers.redis import _moved, _Nodes, _others
-from safelight.conformance import LEASE, Conformance, a_job, until
+from safelight.conformance import LEASE, Conformance, a_job, presence_of, until
 from safelight.errors import BrokerAwayError
 
 REQUESTS = 200
@@ -89,6 +89,19 @@ class TestCluster(Conformance):
             finally:
                 named.thaw()
                 server.cluster.settle()
+
+    async def test_full_memory_has_a_way_out(self, server: ClusterServer) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            await gateway.send(job := a_job(inbox.name))
+            try:
+                assert ask(server.owner, "CONFIG", "SET", "maxmemory", "1")
+                delivery = await worker.take()
+                assert await worker.broker.beat([delivery], presence_of("worker-0")) == []
+                assert await gateway.presence()
+                await worker.answer(delivery)
+                assert (await inbox.reply_to(job)).error is None
+            finally:
+                assert ask(server.owner, "CONFIG", "SET", "maxmemory", "0")
 
     async def test_a_socket_leads_to_its_own_server_alone(self, server: ClusterServer) -> None:
         stranger = server.cluster.ports[server.cluster.strangers[0]]

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,29 +146,120 @@ class TestRedis(Conformance):
 
             await until(empty)
 
-    async def test_a_job_older_than_every_timeout_is_deleted(self, server: BrokerServer, redis: Any) -> None:
-        async with self.worker(server) as worker:
-            await redis.xadd(JOBS, {"header": b"old"}, id=f"{now_ms() - 400_000}-0")
-            await redis.xadd(JOBS, {"header": b"younger"}, id=f"{now_ms() - 300_000}-0")
+    async def test_a_beat_is_stamped_by_the_clock_of_the_server_that_it_goes_to(self, server: BrokerServer) -> None:
+        async with self.end(server) as gateway, self.worker(server) as worker:
             await worker.broker.beat([], presence_of("worker-0"))
-            assert await redis.xlen(JOBS) == 1
+            worker.broker._clock_offset -= 3_600_000  # type: ignore[attr-defined] - the clock before was an hour behind
+            server.kill()
+            with pytest.raises(BrokerAwayError):
+                await worker.broker.beat([], presence_of("worker-0"))
+            with suppress(BrokerAwayError):
+                await gateway.backlog()
+            server.start()
+            await worker.broker.beat([], presence_of("worker-0"))
+            assert await gateway.presence()
 
     async def test_full_memory_has_a_way_out(self, server: BrokerServer, redis: Any) -> None:
-        image = bytes(1_000_000)
+        results = {0: 4_000, 1_000: 1_000, 50_000: 0, 300_000: 350_000, 300_001: 900_000, 1_000_000: 5_000_000}
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
-            jobs = [a_job(inbox.name, image) for _ in range(8)]
+            jobs = {length: a_job(inbox.name, bytes(length)) for length in results}
+            for job in jobs.values():
+                await gateway.send(job)
+            held = [await worker.take() for _ in range(3)]
+            await redis.config_set("maxmemory", 1)  # nothing is room enough, whatever is deleted
+            with pytest.raises(BrokerFullError):
+                await gateway.send(a_job(inbox.name))
+            held += [await worker.take() for _ in range(3)]
+            for delivery in held:
+                await worker.answer(delivery, image=bytes(results[len(delivery.job.image)]))
+            for length, job in jobs.items():
+                reply = await inbox.reply_to(job)
+                fits = results[length] <= 4_096 + 1.25 * length
+                assert (len(reply.image), reply.error) == ((results[length], None) if fits else (0, "broker_full"))
+            await self.nothing_waits(gateway)
+            assert len(inbox.replies) == len(jobs)
+            await redis.config_set("maxmemory", 0)
+            await gateway.send(job := a_job(inbox.name))
+            await worker.answer(await worker.take(), image=bytes(100_000))
+            assert (await inbox.reply_to(job)).error is None
+
+    async def test_all_but_new_jobs_goes_on_in_full_memory(self, server: BrokerServer, redis: Any) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server, "other") as other:
+            jobs = [a_job(inbox.name, bytes(100_000)) for _ in range(3)]
             for job in jobs:
                 await gateway.send(job)
-            held = [await worker.take()]
-            await redis.config_set("maxmemory", (await redis.info("memory"))["used_memory"] - 20_000)
+            await redis.config_set("maxmemory", 1)
+            async with self.worker(server, "leaves") as leaves:
+                await leaves.broker.start(await leaves.take(), 1)
+            async with self.gateway(server) as (_, late):
+                assert await redis.pttl(f"{{safelight}}:inbox:{late.name}") > 0
+            held = [await other.take() for _ in jobs]
+            assert sorted(delivery.starts for delivery in held) == [0, 0, 1]
+            assert await other.broker.beat(held, presence_of("other")) == []
+            assert [presence.worker for presence in await gateway.presence()] == ["other"]
+            assert await redis.pttl("{safelight}:workers") > 0
+            for delivery in held:
+                await other.broker.give_back(delivery, delivery.starts)
+            again = [await other.take() for _ in jobs]
+            assert sorted((d.job.id, d.starts) for d in again) == sorted((d.job.id, d.starts) for d in held)
+            for delivery in again:
+                record = Quarantined(id=delivery.job.id, cause="", attempts=3, worker="", at=now_ms(), size=100_000)
+                reply = Reply(id=delivery.job.id, error="quarantined")
+                await other.broker.quarantine(delivery, record, reply)
+                assert (await inbox.reply_to(delivery.job)).error == "quarantined"
+            await self.nothing_waits(gateway)
+
+    async def test_a_job_stays_where_the_way_out_is_forbidden(
+        self, server: BrokerServer, redis: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        await redis.acl_setuser("default", enabled=True, commands=["-eval"])
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            job = a_job(inbox.name)
+            await gateway.send(job)
+            delivery = await worker.take()
+            await redis.config_set("maxmemory", 1)
             with pytest.raises(BrokerFullError):
-                await gateway.send(a_job(inbox.name, image))
-            assert await worker.broker.beat(held, presence_of("worker-0")) == []
-            for number, job in enumerate(jobs):
-                delivery = held.pop() if held else await worker.take()
-                await until(lambda d=delivery, n=number: answered(worker, d, image=image[: 900_000 + n]))
-                assert await inbox.reply_to(job)
-            await gateway.send(a_job(inbox.name, image))
+                await worker.answer(delivery)
+            assert "way out" in caplog.text
+            await redis.config_set("maxmemory", 0)
+            await worker.answer(delivery)
+            await inbox.reply_to(job)
+
+    async def test_names_of_the_dead_are_forgotten(
+        self, server: BrokerServer, redis: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def names() -> set[bytes]:
+            return {told["name"] for told in await redis.xinfo_consumers(JOBS, "workers")}
+
+        async with self.gateway(server) as (gateway, inbox):
+            for _ in range(2):
+                await gateway.send(a_job(inbox.name))
+            async with self.worker(server, "closed") as closed, self.worker(server, "holds") as holds:
+                delivery, kept = await closed.take(), await holds.take()
+                for worker in (closed, holds):
+                    await worker.broker.beat([], presence_of(worker.name))
+                await closed.answer(delivery)
+            monkeypatch.setattr("safelight.brokers.redis.SWEEP_SECONDS", 0.5)
+            async with self.worker(server, "other") as other:
+                monkeypatch.setattr("safelight.brokers.redis.IDLE_NAME_MS", 0)
+                await other.broker.beat([], presence_of("other"))
+                assert await names() == {b"holds"}  # with a job that is not answered
+                await other.answer(await other.take())
+                assert await inbox.reply_to(kept.job)
+                monkeypatch.setattr("safelight.brokers.redis.IDLE_NAME_MS", 60_000)
+                await other.broker.beat([], presence_of("other"))
+                assert await names() == {b"holds", b"other"}
+                monkeypatch.setattr("safelight.brokers.redis.IDLE_NAME_MS", 0)
+                taking = asyncio.create_task(other.take())  # it waits in a blocked read, and its own name goes too
+
+                async def forgotten() -> bool:
+                    await other.broker.beat([], presence_of("other"))
+                    return await names() <= {b"other"}
+
+                await until(forgotten)
+                await gateway.send(job := a_job(inbox.name))
+                await other.answer(await taking)
+                await inbox.reply_to(job)
 
     async def test_an_evicting_memory_policy_is_named(
         self, server: BrokerServer, redis: Any, caplog: pytest.LogCaptureFixture

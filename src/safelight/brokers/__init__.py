@@ -7,8 +7,10 @@ connection comes back by itself. A delivery belongs to the worker that holds it 
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import re
+import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from safelight.message import Presence, Quarantined, Reply
 
-__all__ = ["Broker", "Delivery", "Renewed", "each_host", "open_broker"]
+__all__ = ["Broker", "Delivery", "Renewed", "each_host", "look_up", "open_broker"]
 
 
 class Delivery(Struct, frozen=True, eq=False):
@@ -67,7 +69,7 @@ class Broker(Protocol):
         """Jobs for this worker, those whose lease ended first; each `anext` takes at most one. Ends when `stopping`."""
 
     async def start(self, delivery: Delivery, starts: int) -> None:
-        """Write down that attempt number `starts` begins; returns once it is written to the connection."""
+        """Write down that attempt number `starts` begins; once it returned, a SIGKILL does not undo it."""
 
     async def beat(self, held: Sequence[Delivery], presence: Presence) -> list[Delivery]:
         """Renew the leases of `held`, announce `presence`; returns those that are no longer this worker's to do."""
@@ -110,6 +112,15 @@ def each_host(url: str) -> list[str]:
     """A URL for each of the hosts that commas tell apart; by hand, since urllib refuses `a:1,[::1]:2`."""
     found = re.fullmatch(r"(\w+://(?:[^/?#]*@)?)([^/?#]*)(.*)", url, re.DOTALL)
     return [found[1] + host + found[3] for host in found[2].split(",")] if found else [url]
+
+
+async def look_up(host: str) -> None:
+    """Return when `host` is known to have an address; `OSError` if it has none.
+
+    For before a driver connects: uvloop's `create_connection`, when it is cancelled, leaves its own look-up behind,
+    whose failure nobody takes and the log shows as a traceback.
+    """
+    await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
 
 
 def open_broker(url: str, *, lease: float) -> Broker:

@@ -40,13 +40,14 @@ import re
 from collections import deque
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import aiormq
 from aiormq import exceptions as driver
 from aiormq import spec
 from msgspec.structs import replace
 
-from safelight.brokers import Delivery, Renewed, each_host
+from safelight.brokers import Delivery, Renewed, each_host, look_up
 from safelight.brokers.refusals import check_size, not_a_job, result_too_large, too_large
 from safelight.brokers.told import Living, Withdrawn, withdrawal
 from safelight.errors import (
@@ -191,6 +192,7 @@ class _Link:
         for _ in self._urls.copy():
             self._urls.rotate(-1)
             try:
+                await look_up(urlsplit(self._urls[-1]).hostname or "localhost")
                 return await aiormq.connect(self._urls[-1])
             except REFUSED:
                 raise
@@ -573,12 +575,13 @@ class RabbitBroker:
             self._withdrawn.hear(_header(message))
 
     async def start(self, delivery: Delivery, starts: int) -> None:
-        """Tell the gateway; not confirmed, but written to the connection."""
-        header = f"{delivery.job.id} {delivery.handle.message} {starts - delivery.job.starts}"
-        properties = spec.Basic.Properties(headers={HEADER: header}, delivery_mode=2, message_type=START)
-        channel, inbox = await self._consuming.channel(), delivery.handle.inbox
-        with _away():
-            await channel.basic_publish(b"", routing_key=inbox, properties=properties, timeout=ANSWER_SECONDS)
+        """Tell the gateway, confirmed: a client that is killed takes with it what the broker has not come to yet."""
+        handle: _Handle = delivery.handle
+        header = f"{delivery.job.id} {handle.message} {starts - delivery.job.starts}".encode()
+        with suppress(BrokerAwayError):  # while it takes nothing, what was handed out goes on, uncounted
+            await self._publish(handle.inbox, header, kind=START)
+        if handle.channel.is_closed:  # somebody else has it
+            raise BrokerAwayError
 
     async def beat(self, held: Sequence[Delivery], presence: Presence) -> list[Delivery]:
         """Announce; what came by a channel that was closed since, or was withdrawn, is no longer held."""

@@ -11,7 +11,7 @@ does not return it.
 =============================== =========== ====================================================================
 key                             kind        what
 =============================== =========== ====================================================================
-`{safelight}:jobs`              stream      entries of `header` and `body`; aged by `XTRIM MINID`, never by length
+`{safelight}:jobs`              stream      entries of `header` and `body`; never trimmed: workers delete what is late
 `{safelight}:inbox:ID`          stream      replies for one gateway; expires a minute after its last refresh
 `{safelight}:workers`           hash        worker -> Presence, stamped with the server's time
 `{safelight}:withdrawn:ID:JOB`  string      a job withdrawn after it was given back as another entry
@@ -23,6 +23,15 @@ One hash tag puts all keys on one shard of a cluster, so that transactions work 
 connection asks whether our keys are there, and goes where it is told; a node that says later that it has them no more
 (`ELSEWHERE_CODES`) is left, as if the connection had been lost. So it is with a primary and its replicas that are all
 named, without a cluster.
+
+In **full memory** a server refuses what adds (`XADD`, `HSET`, `SET`), and a transaction that holds it, whole; it goes
+on to hand out, to renew, to count a start and to delete. A script that is flagged `allow-oom` adds all the same: by it
+goes what takes no more room than it gives back, and what is small. So a job is deleted with an answer to it, always.
+
+A group keeps a **consumer's name** for ever, and with the name its pending entries, which are undeliverable once it is
+deleted. So a script, which nothing comes between, deletes names with nothing pending: a worker's own when it closes,
+and those that did nothing for minutes. A name that is deleted while its worker lives is made anew by the next entry
+for it, also while that worker waits in a blocked read. (Redis 7.0 calls such a one idle; 7.2 and Valkey do not.)
 Commands: https://valkey.io/commands/.
 """
 
@@ -31,6 +40,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 import time
 from collections import deque
 from contextlib import suppress
@@ -43,8 +53,8 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from safelight.brokers import Delivery, Renewed, each_host
-from safelight.brokers.refusals import check_size, not_a_job, result_too_large, too_large
+from safelight.brokers import Delivery, Renewed, each_host, look_up
+from safelight.brokers.refusals import check_size, no_room, not_a_job, result_too_large, too_large
 from safelight.errors import (
     BrokerAwayError,
     BrokerFullError,
@@ -85,6 +95,31 @@ BIG_VALUE_BYTES = 16 * 1024  # so much is not copied to be written
 QUARANTINE_JOBS = 100
 QUARANTINE_BYTES = 256 * 1024 * 1024
 QUARANTINE_MS = 7 * 24 * 3_600_000
+SWEEP_SECONDS = 60.0  # from one of a worker's looks for names of the dead to the next, on the average
+IDLE_NAME_MS = 300_000
+SMALL_BYTES = 4_096  # so much may be added in full memory
+SPARE = 0.25  # and so much of a job's size may its reply be larger: an allocator's size classes are as coarse
+
+# https://valkey.io/topics/eval-intro/, https://redis.io/docs/latest/develop/programmability/lua-api/#script_flags
+# Keys: ours. Arguments: commands, each after the number of its words. All are done and nothing between them.
+IN_FULL_MEMORY = b"""#!lua flags=allow-oom
+local at = 1
+while at <= #ARGV do
+  local last = at + tonumber(ARGV[at])
+  redis.call(unpack(ARGV, at + 1, last))
+  at = last + 1
+end
+"""
+# Keys: the stream. Arguments: the group, a name ("" for none), milliseconds. Deletes consumers with nothing pending:
+# the one of that name, and those that are idle for longer.
+FORGET_NAMES = b"""#!lua flags=allow-oom
+for _, told in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local name, pending, idle = told[2], told[4], told[6]
+  if pending == 0 and (name == ARGV[2] or idle > tonumber(ARGV[3])) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], name)
+  end
+end
+"""
 
 # Codes of a server that is not, or not yet, the one that has our keys: another may be.
 # https://valkey.io/topics/cluster-spec/#redirection-and-resharding
@@ -273,6 +308,8 @@ class _Nodes:
         connection = self._class(**options)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
+                if host:
+                    await look_up(host)
                 await connection.connect()  # type: ignore[no-untyped-call]
         except driver.AuthenticationError as exc:
             raise ConfigurationError(f"The broker refuses the user or the password: {exc}.") from exc
@@ -315,7 +352,7 @@ class _Pipe:
 
     async def call(self, *commands: Command) -> list[Any]:
         """The answers to `commands`, errors among them as values; `BrokerAwayError` if they do not come."""
-        return await (await self._connected()).write(commands)
+        return await (await self.line()).write(commands)
 
     async def one(self, *command: Any) -> Any:
         """The answer to one command; its error is raised as ours."""
@@ -326,13 +363,30 @@ class _Pipe:
         answers = _checked(await self.call(("MULTI",), *commands, ("EXEC",)))[-1]
         return _checked(answers)
 
+    async def exchange(self, *commands: Command) -> None:
+        """A transaction that gives back the room that it takes, so that it is done in full memory too."""
+        try:
+            await self.transaction(*commands)
+        except BrokerFullError:
+            await self.in_full_memory(*commands)
+
+    async def in_full_memory(self, *commands: Command) -> None:
+        """All of `commands` or none, whatever room there is; `BrokerFullError` where scripts are forbidden."""
+        words = [word for command in commands for word in (len(command), *command)]
+        try:
+            await self.one("EVAL", IN_FULL_MEMORY, 1, JOBS, *words)
+        except InternalError as exc:
+            log.warning("the broker refuses the way out of full memory: %s", exc.detail)
+            raise BrokerFullError from exc
+
     async def post(self, *commands: Command) -> None:
         """Write `commands` and leave their answers unread: once written they arrive, even if this process dies."""
-        line = await self._connected()
+        line = await self.line()
         line.write(commands).add_done_callback(_ignore)
         line.flush()
 
-    async def _connected(self) -> _Line:
+    async def line(self) -> _Line:
+        """The connection; another one if the last was lost. `BrokerAwayError`."""
         if self._line is None or not self._line.is_open:
             async with self._connecting:
                 if self._line is None or not self._line.is_open:
@@ -378,7 +432,8 @@ class RedisBroker:
         self._sent: dict[str, list[bytes]] = {}  # job -> its entries; more than one after sending again
         self._inbox: bytes | None = None
         self._worker: bytes | None = None
-        self._clock_offset: int | None = None  # the server's clock minus our monotonic one, in milliseconds
+        self._clock_line: _Line | None = None
+        self._clock_offset = 0  # the clock of that line's server minus our monotonic one, in milliseconds
         self._cursor: bytes = b"0-0"  # of XAUTOCLAIM, which looks at a few entries a call
         self._largest: int | None = None  # bytes of an argument that the server takes, where it tells
 
@@ -401,7 +456,7 @@ class RedisBroker:
         with suppress(SafelightError, TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._worker is not None:
-                    await self._pipe.one("HDEL", WORKERS, self._worker)
+                    await self._pipe.call(("HDEL", WORKERS, self._worker), _forget_names(self._worker))
                 if self._inbox is not None:
                     await self._pipe.one("DEL", self._inbox)
         await self._pipe.close()
@@ -466,7 +521,7 @@ class RedisBroker:
         """Whether the inbox is there, made if it was not; a stream needs an entry, and this one is not a reply."""
         try:
             if not await self._pipe.one("PEXPIRE", key, INBOX_MS):
-                await self._pipe.call(("XADD", key, "*", "made", now_ms()), ("PEXPIRE", key, INBOX_MS))
+                await self._pipe.exchange(("XADD", key, "*", "made", now_ms()), ("PEXPIRE", key, INBOX_MS))
         except SafelightError:
             return False
         return True
@@ -482,9 +537,10 @@ class RedisBroker:
             except MalformedMessageError:
                 stale.append(name)
                 continue
-            if now - presence.seen <= 2 * self._lease_ms:
+            age = abs(now - presence.seen)  # the clock may be another server's by now, and behind the one before
+            if age <= 2 * self._lease_ms:
                 fresh.append(presence)
-            elif now - presence.seen > WORKERS_MS:
+            elif age > WORKERS_MS:
                 stale.append(name)
         if stale:
             await self._pipe.one("HDEL", WORKERS, *stale)
@@ -548,8 +604,11 @@ class RedisBroker:
             return False
         if _code(answer) not in GROUP_GONE_CODES:
             raise _ours(answer) from answer
-        [made] = await self._pipe.call(("XGROUP", "CREATE", JOBS, GROUP, "0", "MKSTREAM"))
-        if isinstance(made, Exception) and _code(made) != "BUSYGROUP":
+        create = ("XGROUP", "CREATE", JOBS, GROUP, "0", "MKSTREAM")
+        [made] = await self._pipe.call(create)
+        if isinstance(made, Exception) and _code(made) == "OOM":
+            await self._pipe.in_full_memory(create)
+        elif isinstance(made, Exception) and _code(made) != "BUSYGROUP":
             raise _ours(made) from made
         return True
 
@@ -571,9 +630,10 @@ class RedisBroker:
         await self._pipe.post(("XCLAIM", JOBS, GROUP, self._worker, 0, delivery.handle, "RETRYCOUNT", count, "JUSTID"))
 
     async def beat(self, held: Sequence[Delivery], presence: Presence) -> list[Delivery]:
-        """Renew, announce, and age what is old; all keys of ours get their time to live here."""
-        if self._clock_offset is None:
-            self._clock_offset = _milliseconds(await self._pipe.one("TIME")) - _monotonic_ms()
+        """Renew and announce; all keys of ours get their time to live here."""
+        while (line := await self._pipe.line()) is not self._clock_line:  # another server's clock may be another
+            [clock] = _checked(await line.write([("TIME",)]))
+            self._clock_line, self._clock_offset = line, _milliseconds(clock) - _monotonic_ms()
         seen = _monotonic_ms() + self._clock_offset
         self._worker = presence.worker.encode()
         header, _ = encode(replace(presence, seen=seen))
@@ -584,19 +644,19 @@ class RedisBroker:
                 ("XCLAIM", JOBS, GROUP, self._worker, 0, *entries, "JUSTID"),
                 ("MGET", *(_withdrawn(delivery.job) for delivery in held)),
             ]
-        clock, announced, *others = await self._pipe.call(
-            ("TIME",),
-            ("HSET", WORKERS, self._worker, header),
-            ("PEXPIRE", WORKERS, WORKERS_MS),
-            ("PEXPIRE", JOBS, JOBS_MS),
-            ("XTRIM", JOBS, "MINID", max(0, seen - OLDEST_JOB_MS)),
-            *renewal,
-        )
+        announcement: list[Command] = [("HSET", WORKERS, self._worker, header), ("PEXPIRE", WORKERS, WORKERS_MS)]
+        is_sweeping = random.random() < BEAT_SECONDS / SWEEP_SECONDS  # noqa: S311 - so that workers take turns
+        sweep = [_forget_names()] if is_sweeping else []
+        commands = (("TIME",), *announcement, ("PEXPIRE", JOBS, JOBS_MS), *sweep, *renewal)
+        clock, announced, *others = await line.write(commands)
         if isinstance(clock, Exception):
             raise _ours(clock) from clock
         self._clock_offset = _milliseconds(clock) - _monotonic_ms()
         if isinstance(announced, Exception):
-            log.warning("the broker takes no announcement: %s", announced)
+            if _code(announced) == "OOM":
+                await self._pipe.in_full_memory(*announcement)
+            else:
+                log.warning("the broker takes no announcement: %s", announced)
         return await self._lost(held, *others[-2:]) if held else []
 
     async def _lost(self, held: Sequence[Delivery], renewed: Any, withdrawn: Any) -> list[Delivery]:
@@ -615,35 +675,36 @@ class RedisBroker:
         """`XADD` to the inbox if it is still there, `XACK`, `XDEL`. A result that is too large is a failure."""
         try:
             check_size(reply.image, self._largest)
-            await self._finish(_answer(delivery, reply), delivery)
+            await self._finish(delivery, reply)
         except TooLargeError as exc:
-            await self._finish(_answer(delivery, result_too_large(reply, exc)), delivery)
+            await self._finish(delivery, result_too_large(reply, exc))
 
-    async def _finish(self, answer: Command, delivery: Delivery) -> None:
+    async def _finish(self, delivery: Delivery, reply: Reply) -> None:
         acknowledge = _delete([delivery.handle])
         try:
-            await self._pipe.transaction(answer, *acknowledge)
+            await self._pipe.transaction(_answer(delivery, reply), *acknowledge)
         except BrokerFullError:
-            # In full memory nothing can be added, but deleting is allowed: the job's own image makes room.
-            await self._pipe.transaction(*acknowledge)
-            await self._pipe.one(*answer)
+            if len(reply.image) > SMALL_BYTES + (1 + SPARE) * len(delivery.job.image):
+                reply = no_room(reply)
+            await self._pipe.in_full_memory(*acknowledge, _answer(delivery, reply))
 
     async def give_back(self, delivery: Delivery, starts: int) -> None:
         """The same job as a new entry, at the end of the queue, in one transaction with the old one's deletion."""
+        acknowledge = _delete([delivery.handle])
         if await self._pipe.one("EXISTS", _withdrawn(delivery.job)):
-            await self._pipe.transaction(*_delete([delivery.handle]))
+            await self._pipe.transaction(*acknowledge)
             return
         header, body = encode(replace(delivery.job, starts=starts))
-        await self._pipe.transaction(("XADD", JOBS, "*", "header", header, "body", body), *_delete([delivery.handle]))
+        await self._pipe.exchange(*acknowledge, ("XADD", JOBS, "*", "header", header, "body", body))
 
     async def quarantine(self, delivery: Delivery, record: Quarantined, reply: Reply) -> None:
         """Keep aside, reply, acknowledge. With no room to keep it, the reply alone must do."""
-        answer = _answer(delivery, reply)
+        also = [_answer(delivery, reply), *_delete([delivery.handle])]
         try:
-            await self._keep_aside(record, delivery.job.image, answer, *_delete([delivery.handle]))
+            await self._keep_aside(record, delivery.job.image, *also)
         except BrokerFullError:
             log.warning("the broker has no room to keep job %s in quarantine", record.id)
-            await self._finish(answer, delivery)
+            await self._pipe.in_full_memory(*also)
 
     async def _keep_aside(self, record: Quarantined, image: bytes, *also: Command) -> None:
         kept = sorted(await self.quarantined(), key=lambda r: r.at)
@@ -694,6 +755,10 @@ class RedisBroker:
 
 def _delete(entries: Sequence[bytes]) -> list[Command]:
     return [("XACK", JOBS, GROUP, *entries), ("XDEL", JOBS, *entries)]
+
+
+def _forget_names(own: bytes = b"") -> Command:
+    return ("EVAL", FORGET_NAMES, 1, JOBS, GROUP, own, IDLE_NAME_MS)
 
 
 def _withdrawn(job: Job) -> bytes:

@@ -100,7 +100,7 @@ async def _connect(broker: Broker, stop: asyncio.Event, alive: Callable[[], None
 def worker_name() -> tuple[str, int]:
     """A name that the next worker in this place has again (host and slot), and the lock that holds the slot.
 
-    The broker remembers consumers by name for ever; with new names at each start their list would grow without end.
+    A broker may remember a dead worker's name for a while; with new names at each start a list of them would grow.
     """
     host = socket.gethostname()
     with suppress(ConfigurationError, OSError):
