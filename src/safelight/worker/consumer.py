@@ -43,7 +43,7 @@ class _Held:
 
     delivery: Delivery
     task: asyncio.Task[None] | None = None
-    running: bool = False
+    waits: bool = False  # for a child
     withdrawn: bool = False
     has_place: bool = True  # among those that are worked on or wait for it
 
@@ -69,7 +69,7 @@ class Consumer:
         if not self._stopping:
             self._stopping = True
             for held in self._held.values():
-                if not held.running and held.task is not None:
+                if held.waits and held.task is not None:
                     held.task.cancel()
 
     async def run(self) -> None:
@@ -132,10 +132,11 @@ class Consumer:
             return await asyncio.sleep(BEAT_SECONDS)  # its place stays taken, so that another worker takes the job
         starts, cause = delivery.starts, f"a worker was killed while it worked on it, {delivery.starts} times"
         while starts < self._options.attempts:
+            if self._stopping and starts == delivery.starts:
+                raise asyncio.CancelledError  # what was handed out meanwhile goes back before what runs has ended
+            held.waits = starts == delivery.starts
             async with self._pool.child() as child:
-                held.running = True
-                if self._stopping and starts == delivery.starts:
-                    raise asyncio.CancelledError  # it was told to stop just before
+                held.waits = False
                 starts += 1
                 ended = await self._attempt(delivery, child, starts)
             if isinstance(ended, Reply):
