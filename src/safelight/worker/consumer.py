@@ -107,7 +107,7 @@ class Consumer:
                 log.info("job %s was withdrawn", job.id)
             elif self._stopping:
                 if held.task is not None:
-                    held.task.uncancel()  # what follows is to be done: a driver may ask whether its caller was cancelled
+                    held.task.uncancel()  # a driver may ask whether its caller was cancelled, and do nothing
                 with suppress(BrokerAwayError):  # else its lease ends
                     await self._broker.give_back(held.delivery, held.delivery.starts)
             else:
