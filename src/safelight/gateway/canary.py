@@ -11,14 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from safelight.errors import InternalError, NoWorkerError, QuarantinedError, SafelightError, from_code
+from safelight.errors import InternalError, NoWorkerError, SafelightError, from_code
 from safelight.message import Job, new_id, now_ms
 
 if TYPE_CHECKING:
-    from safelight.brokers import Broker
     from safelight.gateway.dispatch import Dispatch
     from safelight.gateway.metrics import Metrics
     from safelight.gateway.workers import Workers
@@ -28,7 +26,7 @@ __all__ = ["Canary"]
 log = logging.getLogger(__name__)
 
 OPERATION = "size"  # each worker has it, and a child is done with it at once
-TIMEOUT_SECONDS = 5.0  # longer than a child is replaced in, or a killed worker's lease lasts
+TIMEOUT_SECONDS = 5.0  # a tiny job that takes longer than this has met no load that anybody wants
 # A JPEG of one grey pixel. `size` does not look at it; an operation that somebody put in its place may.
 IMAGE = bytes.fromhex(
     "ffd8ffdb004300" + "01" * 64 + "ffc0000b080001000101011100ffc400140001000000000000000000000000000000"
@@ -39,10 +37,7 @@ IMAGE = bytes.fromhex(
 class Canary:
     """One gateway's canary; `run` sends one every `interval` seconds until it is cancelled."""
 
-    def __init__(
-        self, broker: Broker, dispatch: Dispatch, workers: Workers, metrics: Metrics, *, interval: float
-    ) -> None:
-        self._broker = broker
+    def __init__(self, dispatch: Dispatch, workers: Workers, metrics: Metrics, *, interval: float) -> None:
         self._dispatch = dispatch
         self._workers = workers
         self._metrics = metrics
@@ -74,12 +69,10 @@ class Canary:
             operations=[(OPERATION, {})],
             deadline=now_ms() + round(TIMEOUT_SECONDS * 1_000),
             reply_to=self._dispatch.inbox,
+            canary=True,
             image=IMAGE,
         )
         reply = await self._dispatch.ask(job, TIMEOUT_SECONDS)
-        if reply.error == QuarantinedError.code:
-            with suppress(SafelightError):  # what lies there is for people; in an hour it would be full of these
-                await self._broker.drop(job.id)
         if reply.error is not None:
             raise from_code(reply.error, reply.detail)
 

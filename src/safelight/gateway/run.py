@@ -46,7 +46,7 @@ async def run(broker: Broker, options: settings.Gateway, *, port: int, lease: fl
         dispatch = Dispatch(broker, new_id(), workers)
         admission = Admission(jobs=options.max_jobs, image_bytes=options.max_bytes, pixels=options.max_pixels)
         metrics = Metrics(admission, dispatch, workers)
-        canary = Canary(broker, dispatch, workers, metrics, interval=options.canary_interval)
+        canary = Canary(dispatch, workers, metrics, interval=options.canary_interval)
         app = App(
             options,
             dispatch=dispatch,

@@ -187,6 +187,10 @@ class Consumer:
 
     async def _quarantine(self, held: _Held, attempts: int, cause: str) -> None:
         job = held.delivery.job
+        reply = self._refusal(job, QuarantinedError())
+        if job.canary:  # what is kept is for people to look at; in an hour it would be nothing but these
+            log.error("the canary %s failed after %d attempts: %s", job.id, attempts, cause)
+            return await self._reply(held, reply)
         log.error("job %s goes to quarantine after %d attempts: %s", job.id, attempts, cause)
         record = Quarantined(
             id=job.id,
@@ -197,8 +201,7 @@ class Consumer:
             size=len(job.image),
             job=replace(job, image=b""),
         )
-        reply = self._refusal(job, QuarantinedError())
-        await self._patiently(held, lambda: self._broker.quarantine(held.delivery, record, reply))
+        return await self._patiently(held, lambda: self._broker.quarantine(held.delivery, record, reply))
 
     async def _patiently(self, held: _Held, send: Callable[[], Awaitable[None]]) -> None:
         """Send what is done; while the broker is away, try again until nobody waits for it any more.
