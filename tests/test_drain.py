@@ -21,7 +21,7 @@ from conftest import STARTED_SECONDS, free_port, wait_until
 
 from safelight.brokers import Broker, open_broker
 from safelight.conformance import Inbox, Server, a_job, until
-from safelight.message import new_id
+from safelight.message import Job, new_id
 
 CHECK_SECONDS = 0.1  # from one look of the balancer's at /readyz to the next
 DRAIN_SECONDS = "1"
@@ -255,33 +255,52 @@ async def test_what_waits_in_a_worker_that_ends_is_started_before_its_last_job_h
 ) -> None:
     leaving, staying = parts.worker("gated"), parts.worker("gated")
     broker = open_broker(parts.broker.url, lease=LEASE)
+
+    def starts(path: Path) -> list[int]:
+        """The workers that started a job, by their processes."""
+        return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+
     async with an_inbox(broker) as inbox:
 
-        async def all_slots_are_taken() -> bool:
-            present = await broker.presence()
-            return len(present) == 2 and not any(presence.free for presence in present)
-
-        async def both_are_there() -> bool:
-            return len(await broker.presence()) == 2
-
-        await until(both_are_there, STARTED_SECONDS)
-        jobs = {}
-        for number in range(4):
-            path = tmp_path / str(number)
+        async def sent(name: str) -> Path:
+            path = tmp_path / name
             jobs[path] = a_job(inbox.name, str(path).encode(), operations=[("gated", {})])
             await broker.send(jobs[path])
-        await until(all_slots_are_taken, STARTED_SECONDS)
-        [last] = [path for path in jobs if path.exists() and int(path.read_text()) == leaving.pid]
-        leaving.send_signal(signal.SIGTERM)
-        others = [path for path in jobs if path != last]
-        for path in others:
+            return path
+
+        async def both_work() -> bool:
+            """Whether each has had a job: on Kafka it is handed none before the group has settled."""
+            path = await sent(f"early-{len(jobs)}")
             path.with_suffix(".go").touch()
-        for path in others:
-            assert (await inbox.reply_to(jobs[path], STARTED_SECONDS)).error is None
-        assert leaving.poll() is None
-        assert jobs[last].id not in {reply.id for reply in inbox.replies}
-        last.with_suffix(".go").touch()
+            await inbox.reply_to(jobs[path], STARTED_SECONDS)
+            return {leaving.pid, staying.pid} == {pid for path in jobs for pid in starts(path)}
+
+        async def both_are_full() -> bool:
+            present = await broker.presence()
+            begun = sorted(pid for path in jobs for pid in starts(path))
+            return not any(each.free for each in present) and begun == sorted((leaving.pid, staying.pid))
+
+        jobs: dict[Path, Job] = {}
+        await until(both_work, STARTED_SECONDS)
+        jobs.clear()
+        try:
+            for number in range(4):
+                await sent(f"late-{number}")
+            await until(both_are_full, STARTED_SECONDS)
+            [last] = [path for path in jobs if starts(path) == [leaving.pid]]
+            leaving.send_signal(signal.SIGTERM)
+            others = [path for path in jobs if path != last]
+            for path in others:
+                path.with_suffix(".go").touch()
+            for path in others:
+                assert (await inbox.reply_to(jobs[path], STARTED_SECONDS)).error is None
+            assert leaving.poll() is None
+            assert jobs[last].id not in {reply.id for reply in inbox.replies}
+        finally:
+            for path in jobs:
+                path.with_suffix(".go").touch()
         assert (await inbox.reply_to(jobs[last])).error is None
     assert await asyncio.to_thread(leaving.wait, 30) == 0
-    started = {path: path.read_text().splitlines() for path in jobs}
-    assert started == {path: [str(leaving.pid if path == last else staying.pid)] for path in jobs}
+    assert {path: starts(path) for path in jobs} == {
+        path: [leaving.pid if path == last else staying.pid] for path in jobs
+    }
