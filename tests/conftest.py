@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from kafka_server import KafkaServer
     from rabbit_server import RabbitServer
 
+    from safelight.conformance import Server
+
 ROOT = Path(__file__).parent.parent
 TEST_IMAGE = ROOT / "test_image.jpg"
 SUCCESS = '{"status": "SUCCESS", "size": "82kb"}'  # the seed's answer to that image
 STARTED_SECONDS = 30.0
+NODES = {"rabbitmq": "rabbit_node", "kafka": "kafka_node"}  # one for all tests: they take seconds to start
 REFUSED_SECONDS = 60.0  # for so long a request is sent again that was refused with 503
 
 
@@ -198,6 +201,22 @@ def kafka_node(runtime_folder: Path) -> Iterator[KafkaServer]:
     if not JARS.is_dir():
         absent(f"Apache Kafka is not at {JARS}", "see .ci/run")
     server = KafkaServer(Path(tempfile.mkdtemp(dir=runtime_folder)))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["redis", "rabbitmq", "kafka"])
+def broker(request: pytest.FixtureRequest, runtime_folder: Path) -> Iterator[Server]:
+    """A running server of each kind."""
+    if request.param in NODES:
+        node = request.getfixturevalue(NODES[request.param])
+        if node.process is None:
+            node.start()
+        yield node
+        return
+    needed("redis-server", "redis-server")
+    server = BrokerServer("redis-server", Path(tempfile.mkdtemp(dir=runtime_folder)))
     server.start()
     yield server
     server.stop()

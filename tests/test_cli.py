@@ -6,25 +6,48 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import System
 
 from safelight import __version__
+from safelight.conformance import Server
 
 POISON = """
-import os, pathlib
-def poison(image):
-    if not image.startswith((b"\\x89PNG", b"\\xff\\xd8")) or not pathlib.Path("cured").exists():
-        if len(image) > 1000:
-            os.abort()
+import os, pathlib, time
+
+def _is_sick(image):
+    return len(image) > 1000 and not pathlib.Path("cured").exists()
+
+def aborts(image):
+    if _is_sick(image):
+        os.abort()
     return {"cured": True}
+
+def raises(image):
+    if _is_sick(image):
+        raise ValueError("not this one")
+
+def hangs(image):
+    while _is_sick(image):
+        time.sleep(0.01)
 """
+CAUSES = {
+    "aborts": "the child was ended by SIGABRT",
+    "raises": "ValueError: not this one",
+    "hangs": "it was still at work after 0.3 s",
+}
 
 
 def safelight(*words: str, port: int, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "safelight", *words, "--port", str(port)]
+    return run(*words, "--port", str(port), folder=folder)
+
+
+def run(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "safelight", *words]
     return subprocess.run(command, cwd=folder, capture_output=True, check=False, text=True, timeout=60)
 
 
@@ -50,41 +73,50 @@ def test_without_a_system_it_says_so(tmp_path: Path) -> None:
 
 
 def test_a_quarantined_job_is_listed_saved_retried_and_dropped(
-    new_system: Callable[..., System], tmp_path: Path, image: bytes
+    broker: Server, new_system: Callable[..., System], tmp_path: Path, image: bytes
 ) -> None:
     (tmp_path / "poisoned.py").write_text(POISON)
-    system = new_system("--workers", "1", "--import", "poisoned")
+    begun = datetime.now(UTC).replace(microsecond=0)
+    options = ("--workers", "1", "--work-limit", "0.3", "--import", "poisoned")
+    system = new_system("--broker", broker.url, *options)
 
     def quarantine(*words: str) -> subprocess.CompletedProcess[str]:
-        return safelight("quarantine", *words, port=system.port, folder=tmp_path)
+        return run("quarantine", *words, "--broker", broker.url, folder=tmp_path)
 
-    answers = [system.post(image, "?operations=poison") for _ in range(2)]
-    assert [(answer.status_code, answer.json()["error"]) for answer in answers] == [(422, "quarantined")] * 2
-    first, second = json.loads(quarantine("list", "--json").stdout)
-    assert first["cause"] == "the child was ended by SIGABRT"
-    assert (first["attempts"], first["size"], first["operations"]) == (3, len(image), ["poison"])
-    assert first["id"] in quarantine("list").stdout
-    assert json.loads(quarantine("show", first["id"]).stdout) == first
+    workers = set()
+    for operation in CAUSES:
+        answer = system.post(image, f"?operations={operation}")
+        assert (answer.status_code, answer.json()["error"]) == (422, "quarantined")
+        workers.add(system.post(image).headers["safelight-worker"])
+    listed: list[dict[str, Any]] = json.loads(quarantine("list", "--json").stdout)
+    records = [each for each in listed if {*each["operations"]} & {*CAUSES}]  # tests that share a broker leave others
+    assert {each["operations"][0]: each["cause"] for each in records} == CAUSES
+    assert [each["operations"] for each in records] == [[operation] for operation in CAUSES]
+    assert {(each["attempts"], each["size"]) for each in records} == {(3, len(image))}
+    assert {each["worker"] for each in records} == workers
+    assert all(begun <= datetime.fromisoformat(each["at"]) <= datetime.now(UTC) for each in records)
 
-    assert quarantine("save", first["id"], "--out", "poison.jpg").returncode == 0
+    first, second, third = (each["id"] for each in records)
+    assert json.loads(quarantine("show", first).stdout) == records[0]
+    assert quarantine("save", first, "--out", "poison.jpg").returncode == 0
     assert (tmp_path / "poison.jpg").read_bytes() == image
 
-    failed = quarantine("retry", first["id"])
+    failed = quarantine("retry", second)
     assert (failed.returncode, failed.stderr.partition(":")[0]) == (1, "safelight")
     assert "It stays in quarantine." in failed.stderr
-    assert len(json.loads(quarantine("list", "--json").stdout)) == 2
-
     (tmp_path / "cured").touch()
-    cured = quarantine("retry", first["id"])
-    assert json.loads(cured.stdout) == {"status": "SUCCESS", "cured": True}
-    assert [record["id"] for record in json.loads(quarantine("list", "--json").stdout)] == [second["id"]]
+    assert json.loads(quarantine("retry", first).stdout) == {"status": "SUCCESS", "cured": True}
+    assert quarantine("drop", third).returncode == 0
+    table = quarantine("list").stdout
+    assert [table.count(each) for each in (first, second, third)] == [0, 1, 0]
+    assert quarantine("drop", second).returncode == 0
 
-    assert quarantine("drop", second["id"]).returncode == 0
-    assert quarantine("list").stdout == "The quarantine is empty.\n"
-    for words in (("show", first["id"]), ("drop", second["id"]), ("retry", "nothing")):
-        ended = quarantine(*words)
-        assert (ended.returncode, ended.stdout) == (2, "")
-        assert "There is no job" in ended.stderr
+
+@pytest.mark.parametrize("words", [("show", "nothing"), ("drop", "nothing"), ("retry", "nothing")])
+def test_what_is_not_in_quarantine_is_a_sentence(words: tuple[str, ...], shared_system: System, tmp_path: Path) -> None:
+    ended = safelight("quarantine", *words, port=shared_system.port, folder=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "There is no job" in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from tempfile import mkdtemp
+from collections.abc import Callable
 
 import pytest
-from conftest import SUCCESS, BrokerServer, System, admitted_answer, answers_through, needed
+from conftest import SUCCESS, System, admitted_answer, answers_through
 
 from safelight.conformance import Server
 
-NODES = {"rabbitmq": "rabbit_node", "kafka": "kafka_node"}  # one for all tests: they take seconds to start
 REQUESTS = 120
-
-
-@pytest.fixture(params=["redis", "rabbitmq", "kafka"])
-def broker(request: pytest.FixtureRequest, runtime_folder: Path) -> Iterator[Server]:
-    if request.param in NODES:
-        node = request.getfixturevalue(NODES[request.param])
-        if node.process is None:
-            node.start()
-        yield node
-        return
-    needed("redis-server", "redis-server")
-    server = BrokerServer("redis-server", Path(mkdtemp(dir=runtime_folder)))
-    server.start()
-    yield server
-    server.stop()
 
 
 def _killed_worker(system: System, broker: Server) -> None:

@@ -9,6 +9,7 @@ It knows no driver, only `Broker`. It needs pytest and anyio's plugin for it (wh
         async def put_by_hand(self, server, header, body): ...
         async def inboxes(self, server): ...
         async def lose(self, worker): ...   # where a lease is not only kept up by beats
+        async def bound(self, server, monkeypatch, jobs, size, age_ms): ...  # where `brokers.aside` does not do it
 
 `python -m safelight.conformance URL NAME STARTS SIGNAL` is a worker's end that sends itself SIGKILL or SIGSTOP with a
 job in its hands.
@@ -27,7 +28,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from safelight.brokers import Broker, Delivery, Renewed, open_broker
+from safelight.brokers import Broker, Delivery, Renewed, aside, open_broker
 from safelight.errors import BrokerAwayError
 from safelight.message import Job, Presence, Quarantined, Reply, new_id, now_ms
 
@@ -175,6 +176,14 @@ class Conformance:
 
     async def lose(self, worker: Worker) -> None:
         """Take from a worker that lives what it holds; without more, its leases end since it does not beat."""
+
+    async def bound(
+        self, server: Any, monkeypatch: pytest.MonkeyPatch, *, jobs: int = 100, size: int = 2_500, age_ms: int = 60_000
+    ) -> None:
+        """Give the quarantine smaller bounds for one test."""
+        monkeypatch.setattr(aside, "KEPT_JOBS", jobs)
+        monkeypatch.setattr(aside, "KEPT_BYTES", size)
+        monkeypatch.setattr(aside, "KEPT_MS", age_ms)
 
     async def joined(self, *workers: Worker) -> None:
         """Return when each of these, which ask for jobs, can be handed one."""
@@ -471,6 +480,20 @@ class Conformance:
             assert await gateway.take_out(job.id) is None
             assert await gateway.quarantined() == []
 
+    async def test_a_job_that_was_sent_anew_and_failed_again_is_kept_once(self, server: Any) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            job = a_job(inbox.name)
+            for attempt in range(2):
+                await gateway.send(job)
+                record = Quarantined(
+                    id=job.id, cause=str(attempt), attempts=3, worker="", at=now_ms() + attempt, size=8
+                )
+                await worker.broker.quarantine(await worker.take(), record, Reply(id=job.id, error="quarantined"))
+            assert await gateway.quarantined() == [record]
+            assert await gateway.take_out(job.id) == (record, job.image)
+            assert await gateway.drop(job.id) is True
+            assert await gateway.quarantined() == []
+
     async def test_quarantine_holds_the_newest_hundred(self, server: Any) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
             jobs = [a_job(inbox.name) for _ in range(103)]
@@ -480,6 +503,58 @@ class Conformance:
                 await worker.broker.quarantine(await worker.take(), record, Reply(id=job.id, error="quarantined"))
             assert [record.id for record in await gateway.quarantined()] == [job.id for job in jobs[3:]]
             assert await gateway.take_out(jobs[0].id) is None
+
+    async def put_aside(self, gateway: Broker, inbox: Inbox, worker: Worker, image: bytes) -> Job:
+        """A job that ended in quarantine."""
+        await gateway.send(job := a_job(inbox.name, image))
+        at = now_ms() + len(inbox.replies)  # no two in the same millisecond
+        record = Quarantined(id=job.id, cause="", attempts=3, worker="", at=at, size=len(image))
+        await worker.broker.quarantine(await worker.take(), record, Reply(id=job.id, error="quarantined"))
+        await inbox.reply_to(job)
+        return job
+
+    async def test_quarantine_holds_the_newest_within_its_bytes(
+        self, server: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            await self.bound(server, monkeypatch, size=2_500)
+            jobs = []
+            for _ in range(4):
+                jobs.append(await self.put_aside(gateway, inbox, worker, bytes(1_000)))
+                assert [record.id for record in await gateway.quarantined()] == [job.id for job in jobs[-2:]]
+            assert await gateway.take_out(jobs[1].id) is None
+            taken = await gateway.take_out(jobs[2].id)
+            assert taken is not None
+            assert taken[1] == jobs[2].image
+
+    async def test_quarantine_forgets_what_is_too_old(self, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            await self.bound(server, monkeypatch, age_ms=1_000)
+            job = await self.put_aside(gateway, inbox, worker, b"old")
+            await until(lambda: is_equal(gateway.quarantined, []))
+            assert await gateway.take_out(job.id) is None
+            assert await gateway.drop(job.id) is False
+
+    async def test_workers_that_quarantine_at_once_hold_the_bounds(
+        self, server: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            await self.bound(server, monkeypatch, jobs=2)
+            deliveries = []
+            for _ in range(5):
+                await gateway.send(a_job(inbox.name))
+                deliveries.append(await worker.take())
+            at = now_ms()
+            records = [
+                Quarantined(id=each.job.id, cause="", attempts=3, worker="", at=at + number, size=8)
+                for number, each in enumerate(deliveries)
+            ]
+            kept = (
+                worker.broker.quarantine(each, record, Reply(id=record.id, error="quarantined"))
+                for each, record in zip(deliveries, records, strict=True)
+            )
+            await asyncio.gather(*kept)
+            assert len(await gateway.quarantined()) == 2
 
     @pytest.mark.parametrize(
         ("header", "body"),

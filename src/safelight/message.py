@@ -8,7 +8,8 @@ Nothing is ever pickled. A worker in another language needs this page only:
 message     header
 =========== ============================================================================================
 Job         `id` (UUID), `operations` ([[name, {parameters}], ...]), `deadline` (Unix milliseconds),
-            `reply_to` (an inbox), `starts` (attempts already spent), `traceparent` (W3C); body: the image
+            `reply_to` (an inbox), `starts` (attempts already spent), `traceparent` (W3C), `canary` (true of one that
+            is not kept in quarantine); body: the image
 Reply       `id` (the job's), `worker`, `work` (microseconds in the operations), `facts` (members of the answer),
             `notes` (response headers), or `error` (a code of `errors.py`) with `detail`; body: the resulting image
 Presence    `worker`, `operations`, `free` and `slots` (children), `seen` (Unix milliseconds on the broker's clock)
@@ -47,6 +48,7 @@ class Job(_Message, frozen=True, kw_only=True):
     reply_to: Name
     starts: Count = 0
     traceparent: str | None = None
+    canary: bool = False
     image: bytes = b""
 
 

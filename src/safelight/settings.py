@@ -119,6 +119,13 @@ class Gateway:
         unit="s",
         least=0,
     )
+    canary_interval: float = option(
+        10.0,
+        "Time from one canary to the next: a tiny job through broker and worker, which shows in /metrics alone "
+        "(0: none).",
+        unit="s",
+        least=0,
+    )
 
 
 @_flags

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 import aiormq
@@ -16,10 +18,11 @@ from aiormq import spec
 from rabbit_server import RabbitServer
 
 from safelight.brokers import open_broker
-from safelight.brokers.rabbitmq import HEADER, JOBS, QUEUES
+from safelight.brokers.rabbitmq import HEADER, JOBS, QUARANTINE, QUEUES
 from safelight.conformance import LEASE, Conformance, Worker, a_job, answered, is_true, presence_of, sent, until
 from safelight.errors import BrokerAwayError, BrokerFullError, ConfigurationError, TooLargeError
 
+BOUNDS = "bounds"
 SETTLED_SECONDS = 3.0  # a quorum queue of RabbitMQ 3.10 that is killed sooner after it was made never answers again
 
 
@@ -64,12 +67,34 @@ class TestRabbit(Conformance):
     async def lose(self, worker: Worker) -> None:
         await worker.broker._consuming._connection.close()  # type: ignore[attr-defined]
 
+    @pytest.fixture(autouse=True)
+    def policies(self, server: RabbitServer) -> Iterator[None]:
+        """What a test told the broker of the quarantine ends with it."""
+        yield
+        if BOUNDS in server.control("list_policies"):
+            server.control("clear_policy", BOUNDS)
+
+    async def bound(
+        self,
+        server: RabbitServer,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        jobs: int = 100,
+        size: int = 2_500,
+        age_ms: int = 60_000,
+    ) -> None:
+        """By a policy: the smaller of it and the queue's own arguments holds."""
+        bounds = json.dumps({"max-length": jobs, "max-length-bytes": size, "message-ttl": age_ms})
+        await asyncio.to_thread(server.control, "set_policy", "--apply-to", "queues", BOUNDS, f"^{QUARANTINE}$", bounds)
+
     async def test_queues_are_of_the_right_kinds(self, server: RabbitServer) -> None:
         async with self.gateway(server) as (_, inbox):
             told = await asyncio.to_thread(server.control, "list_queues", "name", "type", "durable", "arguments")
             rows = {row.split("\t")[0]: row for row in told.splitlines()}
             assert "quorum\ttrue" in rows[JOBS]
             assert "reject-publish" in rows[JOBS]
+            for bound in ('"x-max-length",100', '"x-max-length-bytes",268435456', '"x-message-ttl",604800000'):
+                assert bound in rows[QUARANTINE]
             assert "x-expires" in rows[f"safelight.inbox.{inbox.name}"]
 
     async def test_a_full_queue_refuses(self, server: RabbitServer) -> None:

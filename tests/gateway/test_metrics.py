@@ -39,6 +39,9 @@ def test_counts_and_gauges() -> None:
     metrics.answered("success", {"upload": 0.003, "work": 1_000})
     metrics.answered("too_large", {})
     metrics.worked("here-0", ["size", "mirror"])
+    before = _samples(metrics)
+    metrics.canary_passed(0.25)
+    metrics.canary_failed("no_worker")
     with admission.enter(60) as place:
         place.grow("pixels", 9)
         samples = _samples(metrics)
@@ -53,6 +56,12 @@ def test_counts_and_gauges() -> None:
     assert samples["safelight_in_flight_pixels",] == 9
     assert samples["safelight_backlog",] == 7
     assert samples["safelight_workers",] == 3
+    assert before["safelight_canary_last_success_timestamp_seconds",] == 0
+    assert ("safelight_canary_seconds",) not in before
+    assert samples["safelight_canary_last_success_timestamp_seconds",] > 1_700_000_000
+    assert samples["safelight_canary_seconds",] == 0.25
+    assert samples["safelight_canary_successes_total",] == 1
+    assert samples["safelight_canary_failures_total", "no_worker"] == 1
 
 
 def test_two_gateways_in_one_process_do_not_meet() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from conftest import BrokerServer, System, free_port, start_system, wait_until
 from raw_http import FORM, GOOD, IMAGE, Answer, Connection, check_failure, form, head, metric, part, post, works
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 OPERATIONS = '''
 import time
@@ -218,6 +219,22 @@ def test_no_worker_and_no_broker(lone: Lone) -> None:
     check_failure(wait_until(lambda: lone.refuses("no_worker")), 503, "no_worker")
 
 
+def test_what_asks_no_broker_answers_while_it_is_frozen(lone: Lone) -> None:
+    answers: list[Answer] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(_ask(lone.port, post(form(part()), target="/query?timeout=3")))
+    )
+    lone.broker.freeze()
+    asking.start()
+    wait_until(lambda: "safelight_in_flight_jobs 1.0" in lone.client.get("/metrics").text)
+    for path, status in (("/livez", 200), ("/readyz", 503), ("/metrics", 200), ("/openapi.json", 200)):
+        assert lone.client.get(path).status_code == status
+    assert asking.is_alive()  # it waits for the broker, they did not
+    lone.broker.thaw()
+    asking.join(10)
+    check_failure(answers[0], 504, "deadline_passed")
+
+
 def test_a_drain_turns_readiness_first_and_answers_what_is_held(lone: Lone) -> None:
     """Without a worker the answer that is held is the deadline's."""
     answers: list[Answer] = []
@@ -230,3 +247,16 @@ def test_a_drain_turns_readiness_first_and_answers_what_is_held(lone: Lone) -> N
     asking.join(10)
     check_failure(answers[0], 504, "deadline_passed")
     assert lone.process.wait(10) == 0
+
+
+def test_a_kept_connection_ends_with_the_drain(new_system: Callable[..., System]) -> None:
+    """Else its client would never ask the balancer again, and lose what it sends in the very moment of the end."""
+    system = new_system("--workers", "1", "--drain-delay", "1")
+    with Connection(system.port) as kept:
+        works(kept)
+        system.part("gateway").send_signal(signal.SIGTERM)
+        wait_until(lambda: not system.ready())
+        kept.send(GOOD)
+        answer = kept.answer()
+        assert (answer.status, answer.headers.get("connection")) == (200, "close")
+        assert kept.closed()

@@ -223,6 +223,51 @@ async def test_a_worker_that_stops_finishes_one_and_gives_back_the_other(
     assert [starts(tmp_path / f"starts-{n}") for n in range(3)] == [1, 1, 1]
 
 
+async def test_what_comes_after_the_stop_does_not_wait_for_what_runs(
+    server: BrokerServer, gateway: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    broker, inbox = gateway
+    running, after = (counted(tmp_path / name, inbox, "gated") for name in ("running", "after"))
+    (tmp_path / "after.go").touch()
+    async with a_worker(server, monkeypatch, "stopping") as consumer:
+        await broker.send(running)
+
+        async def begun() -> bool:
+            return starts(tmp_path / "running") == 1
+
+        await until(begun)
+        consumer.stop()
+        await broker.send(after)  # it still asks, for a second at most
+        async with a_worker(server, monkeypatch, "next"):
+            assert (await inbox.reply_to(after)).worker == "next"
+        assert [reply.id for reply in inbox.replies] == [after.id]
+        (tmp_path / "running.go").touch()
+    assert (await inbox.reply_to(running)).worker == "stopping"
+    assert [starts(tmp_path / name) for name in ("running", "after")] == [1, 1]
+
+
+async def test_what_is_being_given_back_at_the_stop_is_given_back_once(
+    server: BrokerServer, gateway: Any, monkeypatch: Any
+) -> None:
+    broker, inbox = gateway
+    given, go_on = asyncio.Event(), asyncio.Event()
+    async with a_worker(server, monkeypatch) as consumer:
+        give_back = consumer._broker.give_back
+
+        async def slowly(delivery: Any, starts: int) -> None:
+            await give_back(delivery, starts)
+            given.set()
+            await go_on.wait()  # for the broker's answer
+
+        monkeypatch.setattr(consumer._broker, "give_back", slowly)
+        await broker.send(a_job(inbox.name, operations=[("nonsense", {})]))
+        await given.wait()
+        consumer.stop()
+        await asyncio.sleep(0)  # what was cancelled is at work on it
+        go_on.set()
+    assert await broker.backlog() == 1
+
+
 async def test_a_broker_that_is_emptied_stops_no_worker(server: BrokerServer, gateway: Any, monkeypatch: Any) -> None:
     broker, inbox = gateway
     async with a_worker(server, monkeypatch):

@@ -53,6 +53,7 @@ from confluent_kafka.cimpl import NewTopic
 from msgspec.structs import replace
 
 from safelight.brokers import Delivery, Renewed
+from safelight.brokers.aside import KEPT_BYTES, KEPT_MS, within_bounds
 from safelight.brokers.refusals import check_size, not_a_job, result_too_large, too_large
 from safelight.brokers.told import OLDEST_JOB_SECONDS, Living, Withdrawn, withdrawal
 from safelight.errors import (
@@ -66,7 +67,7 @@ from safelight.errors import (
 from safelight.message import Job, Presence, Quarantined, Reply, decode, encode, now_ms
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 
     from confluent_kafka import Message
 
@@ -95,7 +96,6 @@ FULL_SECONDS = 0.5  # a worker with no room for so long pauses its partitions, a
 RECONNECT_SECONDS = 0.1
 WINDOW = 256  # jobs of a partition from the first unfinished one on; their marks fit in 4 KB of metadata
 SHARED_COUNT = 64  # jobs that a worker gives away with each beat, at most
-KEPT_COUNT, KEPT_BYTES = 100, 256 * 1024 * 1024  # in quarantine
 
 MINUTE_MS = 60_000
 JOBS, REPLIES, CONTROL, QUARANTINE = "jobs", "replies", "control", "quarantine"
@@ -104,9 +104,10 @@ RETENTION: dict[str, dict[str, int | str]] = {
     REPLIES: {"retention.ms": 10 * MINUTE_MS, "segment.ms": 5 * MINUTE_MS},
     CONTROL: {"retention.ms": 10 * MINUTE_MS, "segment.ms": 5 * MINUTE_MS},
     QUARANTINE: {
-        "retention.ms": 7 * 24 * 60 * MINUTE_MS,
+        "retention.ms": KEPT_MS,
         "retention.bytes": KEPT_BYTES,
-        "segment.bytes": KEPT_BYTES // 2,  # only whole segments are deleted
+        "segment.bytes": KEPT_BYTES // 2,  # only whole segments that are closed are deleted, and compacted
+        "segment.ms": KEPT_MS // 7,
         "cleanup.policy": "compact,delete",
     },
 }
@@ -343,7 +344,8 @@ class _Cluster:
                         found[record.key] = (decode(Quarantined, record.header), record.value)
         finally:
             consumer.close()
-        return _newest(found.values())
+        images = {record.id: image for record, image in found.values()}
+        return [(record, images[record.id]) for record in within_bounds(record for record, _ in found.values())]
 
     @staticmethod
     def _next_kept(consumer: Consumer) -> _Record | None:
@@ -1134,14 +1136,6 @@ class KafkaBroker:
             return False
         await self._write(QUARANTINE, 0, b"", None, key=job_id.encode())
         return True
-
-
-def _newest(found: Iterable[tuple[Quarantined, bytes]]) -> list[tuple[Quarantined, bytes]]:
-    """The oldest first, within the bounds; the topic's own are coarser."""
-    newest = sorted(found, key=lambda each: each[0].at)[-KEPT_COUNT:]
-    while sum(len(image) for _, image in newest) > KEPT_BYTES:
-        del newest[0]
-    return newest
 
 
 def _patiently(

@@ -48,6 +48,7 @@ from aiormq import spec
 from msgspec.structs import replace
 
 from safelight.brokers import Delivery, Renewed, each_host, look_up
+from safelight.brokers.aside import KEPT_BYTES, KEPT_JOBS, KEPT_MS
 from safelight.brokers.refusals import check_size, not_a_job, result_too_large, too_large
 from safelight.brokers.told import Living, Withdrawn, withdrawal
 from safelight.errors import (
@@ -96,9 +97,9 @@ QUEUES: dict[str, dict[str, Any]] = {
     QUARANTINE: {
         "x-queue-type": "quorum",
         "x-delivery-limit": 1_000_000,  # each look at it counts
-        "x-max-length": 100,
-        "x-max-length-bytes": 256 * 1024 * 1024,
-        "x-message-ttl": 7 * 24 * 3_600_000,
+        "x-max-length": KEPT_JOBS,
+        "x-max-length-bytes": KEPT_BYTES,
+        "x-message-ttl": KEPT_MS,
     },
 }
 INBOX_ARGUMENTS: dict[str, Any] = {"x-expires": 60_000, **LIMITS}
@@ -671,15 +672,21 @@ class RabbitBroker:
 
     @asynccontextmanager
     async def _kept(self) -> AsyncIterator[list[tuple[Quarantined, DeliveredMessage]]]:
-        """All that is in quarantine, with images; what is not acknowledged meanwhile goes back to its place."""
+        """All that is in quarantine, with images; what is not acknowledged meanwhile goes back to its place.
+
+        Of a job that was sent anew and failed again the newest record is kept, the one before is deleted here.
+        """
         channel = await self._consuming.extra()
         with _away():
-            found = []
+            found: dict[str, tuple[Quarantined, DeliveredMessage]] = {}
             while (message := await channel.basic_get(QUARANTINE, timeout=ANSWER_SECONDS)).delivery_tag is not None:
                 with suppress(MalformedMessageError):
-                    found.append((decode(Quarantined, _header(message)), message))
+                    record = decode(Quarantined, _header(message))
+                    if (before := found.pop(record.id, None)) is not None:
+                        await channel.basic_ack(before[1].delivery_tag or 0)
+                    found[record.id] = (record, message)
             try:
-                yield sorted(found, key=lambda each: each[0].at)
+                yield sorted(found.values(), key=lambda each: each[0].at)
             finally:
                 await channel.basic_nack(0, multiple=True, requeue=True)
                 await channel.close()

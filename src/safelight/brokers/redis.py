@@ -54,6 +54,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from safelight.brokers import Delivery, Renewed, each_host, look_up
+from safelight.brokers.aside import KEPT_MS, within_bounds
 from safelight.brokers.refusals import check_size, no_room, not_a_job, result_too_large, too_large
 from safelight.errors import (
     BrokerAwayError,
@@ -92,9 +93,6 @@ JOBS_MS = 3_600_000  # a system that nobody runs any more leaves nothing behind
 OLDEST_JOB_MS = 360_000  # the longest timeout is 300 s; what is older has been answered
 READ_COUNT = 64
 BIG_VALUE_BYTES = 16 * 1024  # so much is not copied to be written
-QUARANTINE_JOBS = 100
-QUARANTINE_BYTES = 256 * 1024 * 1024
-QUARANTINE_MS = 7 * 24 * 3_600_000
 SWEEP_SECONDS = 60.0  # from one of a worker's looks for names of the dead to the next, on the average
 IDLE_NAME_MS = 300_000
 SMALL_BYTES = 4_096  # so much may be added in full memory
@@ -707,39 +705,31 @@ class RedisBroker:
             await self._pipe.in_full_memory(*also)
 
     async def _keep_aside(self, record: Quarantined, image: bytes, *also: Command) -> None:
-        kept = sorted(await self.quarantined(), key=lambda r: r.at)
-        drop, size = [], record.size + sum(r.size for r in kept)
-        while kept and (len(kept) >= QUARANTINE_JOBS or size > QUARANTINE_BYTES):
-            oldest = kept.pop(0)
-            size -= oldest.size
-            drop.append(oldest.id.encode())
+        before = await self.quarantined()
+        kept = {each.id for each in within_bounds([*before, record])}
+        drop = [each.id.encode() for each in before if each.id not in kept]
         await self._pipe.transaction(
             *_forget(drop),
             ("HSET", QUARANTINE, record.id, encode(record)[0]),
-            ("PEXPIRE", QUARANTINE, QUARANTINE_MS),
-            ("SET", QUARANTINE + b":" + record.id.encode(), image, "PX", QUARANTINE_MS),
+            ("PEXPIRE", QUARANTINE, KEPT_MS),
+            ("SET", QUARANTINE + b":" + record.id.encode(), image, "PX", KEPT_MS),
             *also,
         )
 
     # A person's.
 
     async def quarantined(self) -> list[Quarantined]:
-        """All records that are not too old, the oldest first; too old ones are deleted."""
+        """All records, the oldest first; what is over a bound (several workers may add at once) is deleted."""
         answer = await self._pipe.one("HGETALL", QUARANTINE)
-        records, old = [], []
-        for name, header in zip(answer[::2], answer[1::2], strict=True):
-            try:
-                record = decode(Quarantined, header)
-            except MalformedMessageError:
-                old.append(name)
-                continue
-            if now_ms() - record.at > QUARANTINE_MS:
-                old.append(name)
-            else:
-                records.append(record)
-        if old:
-            await self._pipe.transaction(*_forget(old))
-        return sorted(records, key=lambda r: r.at)
+        records = []
+        for header in answer[1::2]:
+            with suppress(MalformedMessageError):
+                records.append(decode(Quarantined, header))
+        kept = within_bounds(records)
+        names = {record.id.encode() for record in kept}
+        if over := [name for name in answer[::2] if name not in names]:
+            await self._pipe.transaction(*_forget(over))
+        return kept
 
     async def take_out(self, job_id: str) -> tuple[Quarantined, bytes] | None:
         """One record with its image."""

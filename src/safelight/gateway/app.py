@@ -124,6 +124,8 @@ class App:
         except Exception:
             log.exception("request %s failed by a defect", request.id)
             response = self._failure(request, InternalError())
+        if self.draining and response.status_code < 400:  # whose request was read to its end
+            response.headers["Connection"] = "close"  # a client that keeps its connection asks no balancer again
         response.raw_headers += request.response_headers()
         await response(scope, receive, send)
 

@@ -6,13 +6,14 @@ Counting is plain here and becomes Prometheus' at a scrape: its own counters and
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections import Counter
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -51,6 +52,10 @@ class Metrics(Collector):
         self._requests: Counter[str] = Counter()
         self._jobs: Counter[tuple[str, str]] = Counter()
         self._phases: dict[str, _Durations] = {}
+        self._canaries: Counter[str] = Counter()  # failed ones, by code
+        self._canaries_passed = 0
+        self._canary_seconds: float | None = None
+        self._canary_passed_at = 0.0
         self._registry = registry = CollectorRegistry()
         registry.register(self)
         for kind in admission.held:
@@ -76,6 +81,16 @@ class Metrics(Collector):
         for operation in operations:
             self._jobs[worker, operation] += 1
 
+    def canary_passed(self, seconds: float) -> None:
+        """A canary was answered after so long."""
+        self._canaries_passed += 1
+        self._canary_seconds = seconds
+        self._canary_passed_at = time.time()
+
+    def canary_failed(self, code: str) -> None:
+        """A canary was not answered, for the reason that a request would be told."""
+        self._canaries[code] += 1
+
     def collect(self) -> Iterator[Metric]:
         """What was counted, for the registry."""
         requests = CounterMetricFamily(
@@ -93,6 +108,24 @@ class Metrics(Collector):
             buckets = list(zip(BOUNDS, accumulate(found.counts), strict=True))
             seconds.add_metric([phase], buckets, sum_value=found.sum)
         yield seconds
+        yield from self._collect_canaries()
+
+    def _collect_canaries(self) -> Iterator[Metric]:
+        name = "safelight_canary"
+        yield CounterMetricFamily(f"{name}_successes", "Canaries that were answered.", value=self._canaries_passed)
+        failures = CounterMetricFamily(f"{name}_failures", "Canaries that failed, by error's code.", labels=["error"])
+        for code, count in self._canaries.items():
+            failures.add_metric([code], count)
+        yield failures
+        yield GaugeMetricFamily(
+            f"{name}_last_success_timestamp_seconds",
+            "When the last canary was answered, in Unix time (0: none was yet).",
+            value=self._canary_passed_at,
+        )
+        if self._canary_seconds is not None:
+            yield GaugeMetricFamily(
+                f"{name}_seconds", "How long the last canary that was answered took.", value=self._canary_seconds
+            )
 
     def exposition(self) -> bytes:
         """All series as text."""

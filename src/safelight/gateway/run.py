@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from safelight.errors import BrokerAwayError
 from safelight.gateway.admission import Admission
 from safelight.gateway.app import App
+from safelight.gateway.canary import Canary
 from safelight.gateway.dispatch import Dispatch
 from safelight.gateway.listen import listen
 from safelight.gateway.metrics import Metrics
@@ -44,25 +45,28 @@ async def run(broker: Broker, options: settings.Gateway, *, port: int, lease: fl
         workers = Workers(window=2 * lease)
         dispatch = Dispatch(broker, new_id(), workers)
         admission = Admission(jobs=options.max_jobs, image_bytes=options.max_bytes, pixels=options.max_pixels)
+        metrics = Metrics(admission, dispatch, workers)
+        canary = Canary(dispatch, workers, metrics, interval=options.canary_interval)
         app = App(
             options,
             dispatch=dispatch,
             workers=workers,
             admission=admission,
             store=store,
-            metrics=Metrics(admission, dispatch, workers),
+            metrics=metrics,
         )
         server = Server(app)
         freeze_start_up()
         async with asyncio.TaskGroup() as group:
+            testing = group.create_task(canary.run(), name="canary")
             background = [
                 group.create_task(_connect(broker), name="first connection"),
                 group.create_task(dispatch.run(), name="dispatch"),
-                group.create_task(_drain(server, stop, options.drain_delay), name="drain"),
+                group.create_task(_drain(server, stop, options.drain_delay, testing), name="drain"),
             ]
             log.info("listening on %s port %d, saving in %s", options.host, port, store.folder)
             await server.serve(sockets=sockets)
-            for task in background:
+            for task in (testing, *background):
                 task.cancel()
 
 
@@ -75,6 +79,7 @@ async def _connect(broker: Broker) -> None:
             await asyncio.sleep(CONNECT_SECONDS)
 
 
-async def _drain(server: Server, stop: asyncio.Event, delay: float | None) -> None:
+async def _drain(server: Server, stop: asyncio.Event, delay: float | None, canary: asyncio.Task[None]) -> None:
     await stop.wait()
+    canary.cancel()  # what ends is not to be waited for, nor a failure to be told of
     await server.drain(DRAIN_DELAY_SECONDS if delay is None else delay)

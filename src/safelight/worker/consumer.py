@@ -43,7 +43,7 @@ class _Held:
 
     delivery: Delivery
     task: asyncio.Task[None] | None = None
-    running: bool = False
+    waits: bool = False  # for a child
     withdrawn: bool = False
     has_place: bool = True  # among those that are worked on or wait for it
 
@@ -69,7 +69,7 @@ class Consumer:
         if not self._stopping:
             self._stopping = True
             for held in self._held.values():
-                if not held.running and held.task is not None:
+                if held.waits and held.task is not None:
                     held.task.cancel()
 
     async def run(self) -> None:
@@ -106,6 +106,8 @@ class Consumer:
             if held.withdrawn:
                 log.info("job %s was withdrawn", job.id)
             elif self._stopping:
+                if held.task is not None:
+                    held.task.uncancel()  # a driver may ask whether its caller was cancelled, and do nothing
                 with suppress(BrokerAwayError):  # else its lease ends
                     await self._broker.give_back(held.delivery, held.delivery.starts)
             else:
@@ -132,10 +134,11 @@ class Consumer:
             return await asyncio.sleep(BEAT_SECONDS)  # its place stays taken, so that another worker takes the job
         starts, cause = delivery.starts, f"a worker was killed while it worked on it, {delivery.starts} times"
         while starts < self._options.attempts:
+            if self._stopping and starts == delivery.starts:
+                raise asyncio.CancelledError  # what was handed out meanwhile goes back before what runs has ended
+            held.waits = starts == delivery.starts
             async with self._pool.child() as child:
-                held.running = True
-                if self._stopping and starts == delivery.starts:
-                    raise asyncio.CancelledError  # it was told to stop just before
+                held.waits = False
                 starts += 1
                 ended = await self._attempt(delivery, child, starts)
             if isinstance(ended, Reply):
@@ -184,6 +187,10 @@ class Consumer:
 
     async def _quarantine(self, held: _Held, attempts: int, cause: str) -> None:
         job = held.delivery.job
+        reply = self._refusal(job, QuarantinedError())
+        if job.canary:  # what is kept is for people to look at; in an hour it would be nothing but these
+            log.error("the canary %s failed after %d attempts: %s", job.id, attempts, cause)
+            return await self._reply(held, reply)
         log.error("job %s goes to quarantine after %d attempts: %s", job.id, attempts, cause)
         record = Quarantined(
             id=job.id,
@@ -194,8 +201,7 @@ class Consumer:
             size=len(job.image),
             job=replace(job, image=b""),
         )
-        reply = self._refusal(job, QuarantinedError())
-        await self._patiently(held, lambda: self._broker.quarantine(held.delivery, record, reply))
+        return await self._patiently(held, lambda: self._broker.quarantine(held.delivery, record, reply))
 
     async def _patiently(self, held: _Held, send: Callable[[], Awaitable[None]]) -> None:
         """Send what is done; while the broker is away, try again until nobody waits for it any more.
