@@ -170,7 +170,7 @@ class System:
     def _part(self, name: str, side: str, words: list[str]) -> Part:
         command = [sys.executable, "-m", "safelight", *words]
         environment = self._environment | {"SAFELIGHT_BROKER": self.server.url(side)}
-        if name in SKEWS and FAKETIME:
+        if name in SKEWS and FAKETIME and self.server.clocks_may_differ:
             environment |= {"LD_PRELOAD": str(FAKETIME[0]), "FAKETIME": SKEWS[name], "FAKETIME_DISABLE_SHM": "1"}
             environment |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}
         return Part(name, command, environment, self.folder / f"{name.replace(' ', '-')}.log")
