@@ -31,6 +31,7 @@ jobs = st.builds(
     deadline=counts,
     reply_to=names,
     starts=counts,
+    pixels=counts,
     traceparent=st.none() | st.text(),
     image=st.binary(),
 )
@@ -108,3 +109,26 @@ def test_ids_are_uuids_of_version_7_that_sort_by_time() -> None:
     stamps = [value.int >> 80 for value in ids]
     assert stamps == sorted(stamps)
     assert before <= stamps[0] <= stamps[-1] <= time.time_ns() // 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("head", "megapixels", "megabytes", "heavy"),
+    [
+        (b"\xff\xd8\xff", 12, 4, False),  # a telephone's photograph
+        (b"\xff\xd8\xff", 0, 4, False),  # its metadata fills what is looked at
+        (b"\x89PNG\r\n\x1a\n", 2, 3, False),  # a screenshot
+        (b"\x89PNG\r\n\x1a\n", 40, 1, True),
+        (b"GIF89a", 1, 1, False),
+        (b"RIFF....WEBP", 1, 12, True),  # an animation: many frames of one megapixel
+        (b"a text", 100, 0, False),
+    ],
+)
+def test_what_is_heavy(head: bytes, megapixels: int, megabytes: int, *, heavy: bool) -> None:
+    image = head + bytes(megabytes * 1_000_000)
+    job = Job(id="a", operations=[("size", {})], deadline=0, reply_to="b", pixels=megapixels * 1_000_000, image=image)
+    assert job.heavy is heavy
+
+
+def test_a_job_of_a_gateway_that_tells_no_pixels() -> None:
+    header = b'{"v":1,"id":"a","operations":[["size",{}]],"deadline":0,"reply_to":"b"}'
+    assert decode(Job, header, b"an image").pixels == 0

@@ -23,6 +23,7 @@ __all__ = [
     "check_dimensions",
     "check_frames",
     "dimensions",
+    "predicted_seconds",
     "sniff",
 ]
 
@@ -44,20 +45,21 @@ _MAX_READS = 2_000
 
 @dataclass(frozen=True)
 class Format:
-    """A format's name, media type and file extension."""
+    """A format's name, media type and file extension; about how many nanoseconds mirroring takes for each pixel."""
 
     name: str
     media_type: str
     extension: str
+    cost: int  # measured in `docs/why.md`
 
 
-JPEG = Format("JPEG", "image/jpeg", "jpg")
-PNG = Format("PNG", "image/png", "png")
-GIF = Format("GIF", "image/gif", "gif")
-WEBP = Format("WebP", "image/webp", "webp")
-TIFF = Format("TIFF", "image/tiff", "tiff")
-BMP = Format("BMP", "image/bmp", "bmp")
-AVIF = Format("AVIF", "image/avif", "avif")
+JPEG = Format("JPEG", "image/jpeg", "jpg", 12)
+PNG = Format("PNG", "image/png", "png", 120)
+GIF = Format("GIF", "image/gif", "gif", 20)
+WEBP = Format("WebP", "image/webp", "webp", 120)
+TIFF = Format("TIFF", "image/tiff", "tiff", 80)
+BMP = Format("BMP", "image/bmp", "bmp", 30)
+AVIF = Format("AVIF", "image/avif", "avif", 20)
 
 FORMATS = (JPEG, PNG, GIF, WEBP, TIFF, BMP, AVIF)
 
@@ -114,6 +116,15 @@ def dimensions(head: bytes, fmt: Format) -> tuple[int, int] | None:
     elif fmt is WEBP and head[12:16] == b"VP8 ":  # and the two upper bits as part of the number; RFC 6386, 9.1
         width, height = width & 0x3FFF, height & 0x3FFF
     return (width, height) if width > 0 and height > 0 else None
+
+
+def predicted_seconds(image: bytes, pixels: int) -> float:
+    """About how long a child works on an image of which the header tells so many `pixels` (0: it does not tell).
+
+    It has at least a pixel for each byte: a header tells of one frame, and an animation has many.
+    """
+    found = sniff(image)
+    return max(pixels, len(image)) * found.cost / 1e9 if found else 0.0
 
 
 def check_dimensions(width: int, height: int) -> None:

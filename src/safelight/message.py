@@ -8,11 +8,13 @@ Nothing is ever pickled. A worker in another language needs this page only:
 message     header
 =========== ============================================================================================
 Job         `id` (UUID), `operations` ([[name, {parameters}], ...]), `deadline` (Unix milliseconds),
-            `reply_to` (an inbox), `starts` (attempts already spent), `traceparent` (W3C), `canary` (true of one that
-            is not kept in quarantine); body: the image
+            `reply_to` (an inbox), `starts` (attempts already spent), `pixels` (as the image's header tells them; 0,
+            as is an absent one: unknown), `traceparent` (W3C), `canary` (true of one that is not kept in
+            quarantine); body: the image
 Reply       `id` (the job's), `worker`, `work` (microseconds in the operations), `facts` (members of the answer),
             `notes` (response headers), or `error` (a code of `errors.py`) with `detail`; body: the resulting image
-Presence    `worker`, `operations`, `free` and `slots` (children), `seen` (Unix milliseconds on the broker's clock)
+Presence    `worker`, `operations`, `free` and `slots` (jobs held at once: for each child
+            one that runs and one that waits), `seen` (Unix milliseconds on the broker's clock)
 Quarantined `id`, `cause`, `attempts`, `worker`, `at` (Unix milliseconds), `size` (bytes), `job` (its header, or
             nothing when the message was not a job); body: the image
 =========== ============================================================================================
@@ -28,8 +30,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 from safelight.errors import MalformedMessageError
+from safelight.formats import predicted_seconds
 
 __all__ = ["Job", "Presence", "Quarantined", "Reply", "decode", "encode", "new_id", "now_ms"]
+
+HEAVY_SECONDS = 1.0  # what a person who waits for a small picture would notice
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Count = Annotated[int, Meta(ge=0)]
@@ -47,9 +52,15 @@ class Job(_Message, frozen=True, kw_only=True):
     deadline: int
     reply_to: Name
     starts: Count = 0
+    pixels: Count = 0
     traceparent: str | None = None
     canary: bool = False
     image: bytes = b""
+
+    @property
+    def heavy(self) -> bool:
+        """Whether it is predicted to take so long that no other job should wait for its end."""
+        return predicted_seconds(self.image, self.pixels) > HEAVY_SECONDS
 
 
 class Reply(_Message, frozen=True, kw_only=True):

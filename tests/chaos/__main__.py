@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from chaos import servers, verdict
+from chaos.clients import Load
 from chaos.faults import FREEZE_LEASES, Faults
 from chaos.images import TAG_BYTES
-from chaos.load import Load
 from chaos.servers import Fault
 from chaos.system import System
 from chaos.verdict import Injected, Verdict

@@ -1,156 +1,234 @@
-"""Clients: a steady load of distinct images, each posted until it is answered; what is refused is posted again."""
+"""A load generator that costs little: one thread, one epoll, no HTTP library, and bodies only to who asks for them."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import random
+import errno
+import itertools
+import select
+import socket
+import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from chaos import images
-from chaos.images import Form
-from chaos.system import System
+__all__ = ["Answer", "Load", "Picture", "offer", "repeat"]
 
-TIMEOUT = 60.0  # each request's own; an answer may come a second after it, and no later
-LATE_SECONDS = 1.0
-PAUSE_SECONDS = 1.0  # before a request that was refused is sent again
-# What an image asks of `ledger.py`, and out of how many it does.
-POISON = {"kill": 150, "hang": 400, "fail": 200, "hogs": 250}
-LEAVES = 100  # one client of so many goes away before it is answered
-LEAVES_SECONDS = 0.05
+HOST = "127.0.0.1"
+READ_BYTES = 64 * 1024
+LATEST_SECONDS = 0.05  # of a look at what is due
 
 
-@dataclass(eq=False)
-class Post:
-    """One request and what became of it: a status, or `left`, `closed` (no answer at all), `not connected`."""
+@dataclass(frozen=True)
+class Picture:
+    """A request for one image: what is sent at first, and what only when the gateway says 100 (or at once)."""
 
-    mark: bytes
-    form: Form
-    gateway: int
-    begun: float  # by the event loop's clock
-    ended: float = 0.0
-    outcome: str = ""
-    error: str = ""
-    job: str = ""
-    wrong: str = ""
+    image: bytes
+    target: str = "/query"
+    asks: bool = True
 
     @property
-    def asked(self) -> str:
-        """good, or the poison in it."""
-        return self.mark[-4:].decode()
+    def head(self) -> bytes:
+        lines = [f"POST {self.target} HTTP/1.1", "Host: here", "Content-Type: application/octet-stream"]
+        lines += [f"Content-Length: {len(self.image)}", *(["Expect: 100-continue"] if self.asks else [])]
+        return "".join(f"{line}\r\n" for line in lines).encode() + b"\r\n"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one request: a status (0: none came), seconds, and whether its body was asked for."""
+
+    status: int
+    seconds: float
+    at: float
+    was_asked: bool = False
+    retry_after: str = ""
+    closes: bool = False
 
 
 @dataclass
 class Load:
-    """All posts of one run. `rate` a second; `images` are distinct, `posts` their requests."""
+    """All answers, and what could not even be offered since too many connections were open."""
 
-    system: System
-    rate: float
-    dice: random.Random
-    posts: list[Post] = field(default_factory=list)
-    images: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
+    answers: list[Answer] = field(default_factory=list)
+    not_offered: int = 0
+    most_open: int = 0
 
-    def __post_init__(self) -> None:
-        self._forms = images.forms()
-        self._judge = images.Judge()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._stopped = False
+    def with_status(self, *statuses: int) -> list[Answer]:
+        return [answer for answer in self.answers if answer.status in statuses]
 
     @property
-    def waiting(self) -> list[Post]:
-        """Posts that are not answered yet."""
-        return [post for post in self.posts if not post.ended]
+    def statuses(self) -> Counter[int]:
+        return Counter(answer.status for answer in self.answers)
 
-    async def run(self) -> None:
-        """Post until `stop`, then wait for what is not answered."""
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        while not self._stopped:
-            number, self.images = self.images, self.images + 1
-            asked = next((poison for poison, one_of in POISON.items() if self.dice.randrange(one_of) == 0), "good")
-            leaves = asked == "good" and self.dice.randrange(LEAVES) == 0
-            task = asyncio.create_task(self._until_answered(number, asked, leaves))
-            self._tasks.add(task)
-            task.add_done_callback(self._done)
-            due += 1 / self.rate
-            await asyncio.sleep(due - loop.time())
-        while self._tasks:
-            await asyncio.wait(self._tasks)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.result()
+class _Exchange:
+    """One request on one connection, step by step."""
 
-    def stop(self) -> None:
-        """Post nothing new."""
-        self._stopped = True
+    def __init__(self, port: int, picture: Picture, head: bytes) -> None:
+        self.socket = socket.socket()
+        self.socket.setblocking(False)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.code = self.socket.connect_ex((HOST, port))
+        self._picture = picture
+        self._head = head
+        self.begin()
 
-    async def _until_answered(self, number: int, asked: str, leaves: bool) -> None:
-        form = self._forms[number % len(self._forms)]
-        for attempt in range(100):
-            gateway = (number + attempt) % len(self.system.gateway_ports)
-            post = Post(images.tag(number, attempt, asked), form, gateway, asyncio.get_running_loop().time())
-            self.posts.append(post)
-            await self._post(post, leaves)
-            if post.outcome not in {"503", "closed", "not connected"}:
-                return
-            self.refused[post.error or post.outcome] += 1
-            await asyncio.sleep(PAUSE_SECONDS)
-        post.wrong = f"refused {attempt + 1} times"
+    def begin(self) -> None:
+        """A request, also the next one on a connection that stays."""
+        self.begun = time.perf_counter()
+        self._left = memoryview(self._head if self._picture.asks else self._head + self._picture.image)
+        self._read = b""
+        self.was_asked = False
 
-    async def _post(self, post: Post, leaves: bool) -> None:
-        try:
-            async with asyncio.timeout(TIMEOUT + 10 * LATE_SECONDS):
-                await self._exchange(post, leaves)
-        except ConnectionRefusedError:
-            post.outcome = "not connected"
-        except TimeoutError:
-            post.outcome = "silence"
-        except (OSError, EOFError):
-            post.outcome = "closed"
-        post.ended = asyncio.get_running_loop().time()
+    @property
+    def wants(self) -> int:
+        return select.EPOLLIN | (select.EPOLLOUT if self._left else 0)
 
-    async def _exchange(self, post: Post, leaves: bool) -> None:
-        """One connection for one request, read to its end: a second answer would show."""
-        port = self.system.gateway_ports[post.gateway]
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        try:
-            body = post.form.tagged(post.mark)
-            writer.write(
-                f"POST /query?operations=ledger,size,mirror&timeout={TIMEOUT:.0f} HTTP/1.1\r\nHost: chaos\r\n"
-                f"Content-Type: image/jpeg\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+    def write(self) -> None:
+        self._left = self._left[self.socket.send(self._left) :]
+
+    def read(self) -> Answer | None:
+        """The answer, if it is complete; a lost connection is an answer of status 0."""
+        data = self.socket.recv(READ_BYTES)
+        if not data:
+            return self.lost()
+        self._read += data
+        while (end := self._read.find(b"\r\n\r\n")) >= 0:
+            lines = self._read[:end].lower().split(b"\r\n")
+            status = int(lines[0].split(b" ", 2)[1])
+            if status == 100:
+                self._read = self._read[end + 4 :]
+                self.was_asked = True
+                self._left = memoryview(self._picture.image)
+                continue
+            headers = dict(line.split(b": ", 1) for line in lines[1:])
+            if len(self._read) < end + 4 + int(headers[b"content-length"]):
+                return None
+            return Answer(
+                status,
+                time.perf_counter() - self.begun,
+                time.perf_counter(),
+                self.was_asked,
+                headers.get(b"retry-after", b"").decode(),
+                headers.get(b"connection") == b"close",
             )
-            writer.write(body)
-            if leaves:
-                await asyncio.sleep(LEAVES_SECONDS)
-                post.outcome = "left"
-                return
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
-            answer = await reader.readexactly(int(headers["content-length"]))
-            post.job = headers["x-request-id"]
-            if await reader.read(1):
-                post.wrong = "a second answer"
-            post.outcome = head[0].split()[1]
-            self._look(post, body, headers, answer.decode())
-        finally:
-            writer.transport.abort()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+        return None
 
-    def _look(self, post: Post, body: bytes, headers: dict[str, str], answer: str) -> None:
-        if post.outcome != "200":
-            post.error = answer.partition('"error": "')[2].partition('"')[0]
+    def lost(self) -> Answer:
+        return Answer(0, time.perf_counter() - self.begun, time.perf_counter(), self.was_asked)
+
+
+class _Client:
+    """Exchanges and their epoll."""
+
+    def __init__(self, port: int) -> None:
+        self.load = Load()
+        self.open: dict[int, _Exchange] = {}
+        self._port = port
+        self._epoll = select.epoll()
+        self._wanted: dict[int, int] = {}
+        self._heads: dict[int, bytes] = {}
+
+    def start(self, picture: Picture) -> None:
+        head = self._heads.setdefault(id(picture), picture.head)
+        exchange = _Exchange(self._port, picture, head)
+        number = exchange.socket.fileno()
+        if exchange.code not in (0, errno.EINPROGRESS):
+            self._done(exchange, exchange.lost())
             return
-        size = max(1, (len(body) + 512) // 1024)
-        if answer != f'{{"status": "SUCCESS", "size": "{size}kb"}}':
-            post.wrong = f"answered {answer}"
-            return
-        name = Path(headers.get("link", "").partition(">")[0]).name
-        saved = images.read(self.system.stores[post.gateway] / name)
-        notes = {"mirror": headers.get("safelight-mirror", "")}
-        post.wrong = post.wrong or ("not saved" if saved is None else self._judge(post.form, post.mark, saved, notes))
+        self.open[number] = exchange
+        self._wanted[number] = exchange.wants
+        self._epoll.register(number, exchange.wants)
+        self.load.most_open = max(self.load.most_open, len(self.open))
+
+    def turn(self, seconds: float) -> list[tuple[_Exchange, Answer]]:
+        """Do what can be done within so long; those that ended are taken out, their sockets still open."""
+        ended = []
+        for number, events in self._epoll.poll(max(0.0, seconds)):
+            exchange = self.open[number]
+            answer = None
+            try:
+                if events & select.EPOLLIN:
+                    answer = exchange.read()
+                elif events & (select.EPOLLERR | select.EPOLLHUP):
+                    answer = exchange.lost()
+                if answer is None and events & select.EPOLLOUT:
+                    exchange.write()
+            except BlockingIOError:
+                continue
+            except OSError:
+                answer = exchange.lost()
+            if answer is not None:
+                self.load.answers.append(answer)
+                ended.append((exchange, answer))
+            elif (wants := exchange.wants) != self._wanted[number]:
+                self._wanted[number] = wants
+                self._epoll.modify(number, wants)
+        return ended
+
+    def again(self, exchange: _Exchange) -> None:
+        """The same request on the same connection."""
+        exchange.begin()
+        number = exchange.socket.fileno()
+        self._wanted[number] = exchange.wants
+        self._epoll.modify(number, exchange.wants)
+
+    def close(self, exchange: _Exchange) -> None:
+        del self.open[exchange.socket.fileno()]
+        exchange.socket.close()
+
+    def _done(self, exchange: _Exchange, answer: Answer) -> None:
+        exchange.socket.close()
+        self.load.answers.append(answer)
+
+    def end(self) -> None:
+        for exchange in list(self.open.values()):
+            self.close(exchange)
+        self._epoll.close()
+
+
+def offer(
+    port: int, pictures: list[Picture], *, rate: float, seconds: float, most_open: int, patience: float = 90.0
+) -> Load:
+    """An open loop: `rate` requests in a second, whatever becomes of those before, each on a connection of its own.
+
+    Returns when all are answered, those that are not after `patience` seconds with a status of 0.
+    """
+    client, turns = _Client(port), itertools.cycle(pictures)
+    begun, offered = time.perf_counter(), 0
+    until = begun + seconds
+    while (now := time.perf_counter()) < until:
+        due = int((now - begun) * rate)
+        while offered < due:
+            offered += 1
+            if len(client.open) < most_open:
+                client.start(next(turns))
+            else:
+                client.load.not_offered += 1
+        for exchange, _ in client.turn(min(LATEST_SECONDS, begun + (offered + 1) / rate - time.perf_counter())):
+            client.close(exchange)
+    while client.open and time.perf_counter() < until + patience:
+        for exchange, _ in client.turn(LATEST_SECONDS):
+            client.close(exchange)
+    client.load.answers.extend(exchange.lost() for exchange in client.open.values())
+    client.end()
+    return client.load
+
+
+def repeat(port: int, pictures: dict[Picture, int], *, seconds: float) -> dict[Picture, Load]:
+    """Closed loops: so many connections for each picture, on each the next request when the last one is answered."""
+    clients = {picture: _Client(port) for picture in pictures}
+    for picture, connections in pictures.items():
+        for _ in range(connections):
+            clients[picture].start(picture)
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        for picture, client in clients.items():
+            for exchange, answer in client.turn(0.001 if len(clients) > 1 else LATEST_SECONDS):
+                if answer.status and not answer.closes:
+                    client.again(exchange)
+                else:
+                    client.close(exchange)
+                    client.start(picture)
+    for client in clients.values():
+        client.end()
+    return {picture: client.load for picture, client in clients.items()}

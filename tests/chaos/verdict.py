@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chaos.load import LATE_SECONDS, TIMEOUT, Post
+from chaos.clients import LATE_SECONDS, TIMEOUT, Post
 
 CLOSED_SECONDS = 10.0  # a connection that is refused or closed is explained by the death of its gateway so long ago
 # Failures that a fault explains, to requests that were under way while it lasted.

@@ -18,6 +18,7 @@ from safelight.errors import (
     SafelightError,
     UnknownOperationError,
 )
+from safelight.formats import MAX_PIXELS
 from safelight.gateway import dispatch as module
 from safelight.gateway.dispatch import MAX_BACKLOG, Dispatch
 from safelight.gateway.workers import Workers
@@ -85,8 +86,15 @@ class Bench:
         broker: Any = self.broker
         self.dispatch = Dispatch(broker, "inbox", self.workers, self.clock)
 
-    def ask(self, timeout: float = 10.0) -> tuple[str, asyncio.Task[Reply]]:
-        job = Job(id=new_id(), operations=[("size", {})], deadline=now_ms() + 10_000, reply_to="inbox", image=b"x")
+    def ask(self, timeout: float = 10.0, *, heavy: bool = False) -> tuple[str, asyncio.Task[Reply]]:
+        job = Job(
+            id=new_id(),
+            operations=[("size", {})],
+            deadline=now_ms() + 10_000,
+            reply_to="inbox",
+            pixels=MAX_PIXELS if heavy else 1,
+            image=b"\x89PNG\r\n\x1a\n",
+        )
         return job.id, asyncio.create_task(self.dispatch.ask(job, timeout))
 
     def reply(self, job_id: str, worker: str = "w") -> None:
@@ -431,3 +439,55 @@ def test_closing_fails_what_waits() -> None:
                 await task
 
     asyncio.run(test())
+
+
+@run
+async def test_a_heavy_job_waits_for_the_one_before_and_a_light_one_does_not() -> None:
+    async with at_work() as bench:
+        (first, task), (second, other) = bench.ask(heavy=True), bench.ask(heavy=True)
+        light, quick = bench.ask()
+        await until(lambda: len(bench.broker.sent) == 2)
+        bench.reply(light)
+        await quick
+        bench.broker.inbox.put_nowait(Renewed())  # only what was sent is sent again
+        await until(lambda: len(bench.broker.sent) == 3)
+        assert sorted(bench.broker.sent) == sorted([first, light, first])
+        bench.reply(first)
+        await task
+        await until(lambda: bench.broker.sent[3:] == [second])
+        bench.reply(second)
+        await other
+        assert bench.broker.withdrawn == []
+
+
+@run
+async def test_workers_that_come_make_room_for_heavy_jobs() -> None:
+    async with at_work() as bench:
+        asked = [bench.ask(heavy=True)[1] for _ in range(3)]
+        await until(lambda: bench.dispatch.ready and bench.broker.sent)
+        bench.broker.present = [Presence(worker=name, operations=["size"], free=2, slots=2) for name in "abcd"]
+        await until(lambda: len(bench.broker.sent) == 2)
+        assert bench.workers.children == 4
+        for task in asked:
+            task.cancel()
+
+
+@run
+async def test_a_heavy_job_that_nobody_waits_for_any_more_is_never_sent() -> None:
+    async with at_work() as bench:
+        first, task = bench.ask(heavy=True)
+        left, leaving = bench.ask(heavy=True)
+        _, late = bench.ask(heavy=True, timeout=0.01)
+        with pytest.raises(DeadlinePassedError):
+            await late
+        bench.dispatch.give_up(left, RuntimeError("its client left"))
+        with pytest.raises(RuntimeError, match="its client left"):
+            await leaving
+        last, waiting = bench.ask(heavy=True)
+        bench.dispatch.give_up(first, RuntimeError("this one, too"))
+        with pytest.raises(RuntimeError, match="this one, too"):
+            await task
+        await until(lambda: bench.broker.sent == [first, last])
+        bench.reply(last)
+        await waiting
+        await until(lambda: bench.broker.withdrawn == [first])

@@ -89,6 +89,15 @@ def gated(image: bytes) -> bytes:
     return image
 
 
+def wait_for_a_file(image: bytes) -> bytes:
+    """Until there is the file that the image names behind its first bytes, which are a format's."""
+    if not _is_warm_up(image) or b"WAIT-FOR:" in image:
+        path = Path(image.partition(b"WAIT-FOR:")[2].decode())
+        while not path.exists():
+            time.sleep(0.01)
+    return image
+
+
 def surroundings(image: bytes) -> Mapping[str, object]:
     descriptors = {}
     for path in Path("/proc/self/fd").iterdir():

@@ -18,7 +18,8 @@ from redis.asyncio import Redis
 
 from safelight import settings
 from safelight.brokers import Broker, open_broker
-from safelight.conformance import Inbox, a_job, until
+from safelight.conformance import Inbox, a_job, is_true, until
+from safelight.formats import MAX_PIXELS
 from safelight.message import Job, now_ms
 from safelight.worker.consumer import Consumer
 from safelight.worker.pool import Pool
@@ -266,6 +267,31 @@ async def test_what_is_being_given_back_at_the_stop_is_given_back_once(
         await asyncio.sleep(0)  # what was cancelled is at work on it
         go_on.set()
     assert await broker.backlog() == 1
+
+
+async def test_no_job_waits_behind_a_heavy_one(
+    server: BrokerServer, gateway: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    """Both workers take what they may hold; while one has a heavy job, all light ones are done by the other."""
+    broker, inbox = gateway
+    image = b"\x89PNG\r\n\x1a\nWAIT-FOR:" + bytes(tmp_path / "file")
+    heavy = a_job(inbox.name, image, operations=[("wait_for_a_file", {})], pixels=MAX_PIXELS)
+    assert heavy.heavy
+    async with a_worker(server, monkeypatch, "one") as one, a_worker(server, monkeypatch, "two") as two:
+        for _ in range(2):  # the second time a worker's places must all be there again
+            await broker.send(heavy)
+            await until(lambda: is_true(one._pool.free + two._pool.free == 1))
+            light = [a_job(inbox.name, b"light", operations=[("echo", {})]) for _ in range(20)]
+            for job in light:
+                await broker.send(job)
+            for job in light:
+                await inbox.reply_to(job)
+            assert heavy.id not in {reply.id for reply in inbox.replies}
+            (tmp_path / "file").touch()
+            await inbox.reply_to(heavy)
+            (tmp_path / "file").unlink()
+            inbox.replies.clear()
+        await until(lambda: is_true(one._room._value == two._room._value == 1))  # one of two is held while it asks
 
 
 async def test_a_broker_that_is_emptied_stops_no_worker(server: BrokerServer, gateway: Any, monkeypatch: Any) -> None:

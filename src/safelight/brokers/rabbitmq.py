@@ -447,7 +447,10 @@ class RabbitBroker:
         return self._workers.now()
 
     async def backlog(self) -> int:
-        """What the queue has ready, and what workers hold by their last word: AMQP tells only the first."""
+        """What the queue has ready, and what workers hold by their last word: AMQP tells only the first.
+
+        A heavy job takes two places, and counts twice until it is answered.
+        """
         channel = await self._consuming.channel()
         with _away():
             told = await channel.queue_declare(JOBS, passive=True, timeout=ANSWER_SECONDS)

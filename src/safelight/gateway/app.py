@@ -147,7 +147,7 @@ class App:
         self._dispatch.check()
         self._workers.check(names)
         with self._admission.enter(self._announced(request)) as place:
-            image = await self._upload(request, place, timeout)
+            image, pixels = await self._upload(request, place, timeout)
             request.phases["upload"] = request.elapsed
             left = timeout - request.phases["upload"]
             job = Job(
@@ -155,6 +155,7 @@ class App:
                 operations=[(name, {}) for name in names],
                 deadline=now_ms() + round(left * 1_000),
                 reply_to=self._dispatch.inbox,
+                pixels=pixels,
                 traceparent=request.traceparent,
                 image=image,
             )
@@ -173,7 +174,7 @@ class App:
             raise too_large(self._options.max_upload)
         return announced
 
-    async def _upload(self, request: Request, place: Place, timeout: float) -> bytes:
+    async def _upload(self, request: Request, place: Place, timeout: float) -> tuple[bytes, int]:
         request.body_begun = True
         upload = Upload(
             request.header(b"content-type"),
@@ -181,7 +182,7 @@ class App:
             body_timeout=self._options.body_timeout,
             grow=place.grow,
         )
-        return await upload.read(request.receive, timeout)
+        return await upload.read(request.receive, timeout), upload.pixels
 
     async def _ask(self, request: Request, job: Job, timeout: float) -> Reply:
         """The reply to a job; the job is given up as soon as its client goes away."""

@@ -2,7 +2,8 @@
 
 A request's state lives here and nowhere else: a job is kept until it is answered. Replies come through one inbox and
 find their request by the job's id; a second reply finds nothing and is ignored. Whatever could not be sent, and all
-that is unanswered after a connection or the inbox was lost, is sent (again) under the same ids by one task.
+that is unanswered after a connection or the inbox was lost, is sent (again) under the same ids by one task. A heavy
+job is sent when there is room for it in the lane (`lane.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from safelight.errors import (
     SafelightError,
     UnknownOperationError,
 )
+from safelight.gateway.lane import Lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +48,7 @@ MAX_BACKLOG = 10_000  # jobs of all gateways; over it new requests are refused
 class _Pending:
     job: Job
     reply: asyncio.Future[Reply]
+    is_due: bool  # or it waits for its turn in the lane, and no broker has heard of it
 
 
 class Dispatch:
@@ -58,6 +61,7 @@ class Dispatch:
         self._broker = broker
         self._workers = workers
         self._clock = clock
+        self._lane = Lane(lambda: workers.heavy_children)
         self._pending: dict[str, _Pending] = {}
         self._unsent: dict[str, None] = {}  # ordered, without doubles
         self._something_unsent = asyncio.Event()
@@ -91,18 +95,25 @@ class Dispatch:
 
     async def ask(self, job: Job, timeout: float) -> Reply:
         """The reply to a job, or `DeadlinePassedError` after `timeout` seconds; withdrawn if nobody waits any more."""
-        pending = _Pending(job, asyncio.get_running_loop().create_future())
+        is_heavy = job.heavy
+        pending = _Pending(job, asyncio.get_running_loop().create_future(), is_due=not is_heavy)
         self._pending[job.id] = pending
         try:
             async with asyncio.timeout(timeout):
-                await self._send(pending)
+                if is_heavy:
+                    pending.is_due = await self._lane.enter(pending.reply)
+                if pending.is_due:
+                    await self._send(pending)
                 return await pending.reply
         except TimeoutError:
             raise DeadlinePassedError from None
         finally:
             del self._pending[job.id]
             self._unsent.pop(job.id, None)
-            if not pending.reply.done() or pending.reply.cancelled() or pending.reply.exception():
+            if is_heavy and pending.is_due:
+                self._lane.leave()
+            failed = not pending.reply.done() or pending.reply.cancelled() or pending.reply.exception()
+            if failed and pending.is_due:
                 self._withdraw(job)
 
     def give_up(self, job_id: str, reason: Exception) -> None:
@@ -138,10 +149,11 @@ class Dispatch:
     async def _listen(self) -> None:
         async for item in self._broker.replies(self.inbox):
             if isinstance(item, Renewed):
-                if self._pending and self._listening:
-                    log.info("the inbox was made anew; sending %d unanswered jobs again", len(self._pending))
+                unanswered = [job_id for job_id, pending in self._pending.items() if pending.is_due]
+                if unanswered and self._listening:
+                    log.info("the inbox was made anew; sending %d unanswered jobs again", len(unanswered))
                 self._listening = True
-                self._unsent |= dict.fromkeys(self._pending)
+                self._unsent |= dict.fromkeys(unanswered)
                 self._something_unsent.set()
             elif (pending := self._pending.get(item.id)) is not None and not pending.reply.done():
                 pending.reply.set_result(item)
@@ -188,5 +200,6 @@ class Dispatch:
                     self._workers.listen_anew()
                 self._away_since = None
                 self._workers.update(presences)
+                self._lane.admit()
                 self._refuse_not_offered()
             await asyncio.sleep(BEAT_SECONDS if self._away_since is None else RESEND_SECONDS)

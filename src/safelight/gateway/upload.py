@@ -53,6 +53,7 @@ class Upload:
         self._chunks: list[bytes] = []
         self._size = 0
         self._is_seen = False
+        self.pixels = 0  # as the header tells them; 0 until it was seen, or if it does not
 
     async def read(self, receive: Receive, timeout: float) -> bytes:
         """The whole image, of an allowed format; `receive` is ASGI's, `timeout` the request's, in seconds.
@@ -109,7 +110,8 @@ class Upload:
         size = formats.dimensions(head, found)
         if size is not None:
             formats.check_dimensions(*size)
-            self._grow("pixels", size[0] * size[1])
+            self.pixels = size[0] * size[1]
+            self._grow("pixels", self.pixels)
         self._is_seen = True
 
 

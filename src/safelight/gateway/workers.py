@@ -28,6 +28,7 @@ class Workers:
         self._listening_since = clock()
         self._seen: dict[str, tuple[float, Presence]] = {}
         self.fresh = 0  # at the last look
+        self._slots = 0
 
     def listen_anew(self) -> None:
         """The broker was away: who announced itself meanwhile was not heard."""
@@ -37,10 +38,21 @@ class Workers:
         """What the broker shows now: a sign of life counts from when it is new, for the broker shows it for a while."""
         now = self._clock()
         self.fresh = len(presences)
+        self._slots = sum(presence.slots for presence in presences)
         for presence in presences:
             if presence != self._seen.get(presence.worker, (now, None))[1]:
                 self._seen[presence.worker] = (now, presence)
         self._seen = {name: seen for name, seen in self._seen.items() if now - seen[0] <= self._window}
+
+    @property
+    def children(self) -> int:
+        """How many jobs run at once, at least 1: a slot is for one that runs or for one that waits for its child."""
+        return max(1, self._slots // 2)
+
+    @property
+    def heavy_children(self) -> int:
+        """How many of them may be busy with heavy jobs: half, so that light ones find another."""
+        return max(1, self.children // 2)
 
     def check(self, operations: Iterable[str]) -> None:
         """Raise `NoWorkerError`, then `UnknownOperationError`, if that is certain by now."""

@@ -1,7 +1,8 @@
 """C3: lease, start, run, reply, acknowledge; and the beat.
 
 Two tasks run beside the jobs: `_take` asks the broker for the next job when there is room for it (each child's job
-and one that waits for it, no more: what waits here could start elsewhere), and `_beat` renews the leases of all that
+and one that waits for it, no more: what waits here could start elsewhere; a heavy one takes the place behind it as
+well, so that none waits for its end), and `_beat` renews the leases of all that
 is held, once a second, and learns what is no longer ours to do. On SIGTERM taking stops, what waits goes back to the
 queue, and what runs is finished.
 """
@@ -45,7 +46,7 @@ class _Held:
     task: asyncio.Task[None] | None = None
     waits: bool = False  # for a child
     withdrawn: bool = False
-    has_place: bool = True  # among those that are worked on or wait for it
+    places: int = 1  # among those that are worked on or wait for it
 
 
 class Consumer:
@@ -97,6 +98,16 @@ class Consumer:
                 continue
             held = self._held[delivery.handle] = _Held(delivery)
             held.task = group.create_task(self._handle(held), name=f"job {delivery.job.id}")
+            if delivery.job.heavy:
+                await self._take_second_place(held)
+
+    async def _take_second_place(self, held: _Held) -> None:
+        """Before the next job is asked for: a light one would wait behind this, and could start elsewhere."""
+        await self._room.acquire()
+        if held.places:
+            held.places += 1
+        else:  # it ended meanwhile
+            self._room.release()
 
     async def _handle(self, held: _Held) -> None:
         job = held.delivery.job
@@ -116,12 +127,12 @@ class Consumer:
             log.warning("job %s is left to its lease: the broker is away", job.id)
         finally:
             self._held.pop(held.delivery.handle, None)
-            self._leave_place(held)
+            self._leave_places(held)
 
-    def _leave_place(self, held: _Held) -> None:
-        if held.has_place:
-            held.has_place = False
+    def _leave_places(self, held: _Held) -> None:
+        for _ in range(held.places):
             self._room.release()
+        held.places = 0
 
     async def _do(self, held: _Held) -> None:
         delivery, job = held.delivery, held.delivery.job
@@ -210,7 +221,7 @@ class Consumer:
         that has to be sent again takes a place anew.
         """
         while True:
-            self._leave_place(held)
+            self._leave_places(held)
             try:
                 return await send()
             except BrokerAwayError:
@@ -218,7 +229,7 @@ class Consumer:
                     raise
                 await asyncio.sleep(RETRY_SECONDS)
                 await self._room.acquire()
-                held.has_place = True
+                held.places = 1
 
     async def _beat(self) -> None:
         away = False
@@ -226,7 +237,7 @@ class Consumer:
             presence = Presence(
                 worker=self._name,
                 operations=self._pool.operations,
-                free=0 if self._stopping else max(0, self._slots - len(self._held)),
+                free=0 if self._stopping else max(0, self._slots - sum(held.places for held in self._held.values())),
                 slots=self._slots,
             )
             try:

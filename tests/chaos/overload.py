@@ -1,0 +1,236 @@
+"""Ten times the capacity for a minute, then big and small images together: what stays as promised, as a table.
+
+    python tests/chaos/overload.py [--broker URL] [--seconds 60] [--factor 10]
+
+It starts a whole system by `safelight up`, finds its peak with 16 connections that wait for each answer, then offers
+ten times as many requests in a second, each on a connection of its own that sends its head with `Expect: 100-continue`
+and waits: what is refused never sends a body. Generator and system share the cores, so the generator's own share is
+told. It exits with 1 when a bound is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from PIL import Image
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from conftest import TEST_IMAGE, System, start_system  # noqa: E402
+from load import Load, Picture, offer, repeat  # noqa: E402
+
+MEGABYTE = 1024 * 1024
+PEAK_CONNECTIONS = 16
+MOST_OPEN = 4_000
+TIMEOUT_SECONDS = 20  # of each request in overload
+MAX_BYTES = 256 * MEGABYTE  # the gateway's default
+BIG_SIDE = 7_072  # 50 megapixels
+CONNECTION_BYTES = 64 * 1024  # of a gateway for each client that is connected
+SLACK = 64 * MEGABYTE  # what an allocator keeps, and code that is read in when it is needed first
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `ok` is None where nothing was promised."""
+
+    what: str
+    found: str
+    bound: str = ""
+    ok: bool | None = None
+
+
+def percentile(values: list[float], hundredth: int) -> float:
+    """The smallest of them that so many hundredths are not above."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * hundredth // 100) - 1)] if ordered else 0.0
+
+
+def judged(peak: float, load: Load, seconds: float, begun: float) -> list[Row]:
+    """The overload itself, beside what is promised; `peak` in answers a second."""
+    good = [answer for answer in load.with_status(200) if answer.at <= begun + seconds]
+    refused = load.with_status(503)
+    others = {status: count for status, count in load.statuses.items() if status not in (200, 503)}
+    latencies = [answer.seconds for answer in refused]
+    goodput = len(good) / seconds
+    early = sum(not answer.was_asked for answer in refused)
+    told = Counter(answer.retry_after for answer in refused)
+    slowest = max((answer.seconds for answer in load.with_status(200)), default=0.0)
+    offered = len(load.answers) / seconds
+    return [
+        Row("offered", f"{offered:.0f}/s, {offered / peak:.1f} x the peak; {load.not_offered} more could not be"),
+        Row("connections open at once", f"{load.most_open}"),
+        Row("goodput", f"{goodput:.0f}/s, {goodput / peak:.0%} of the peak", ">= 90 %", goodput >= 0.9 * peak),
+        Row("refused", f"{len(refused)}", "some", bool(refused)),
+        Row(
+            "median of a refusal",
+            f"{percentile(latencies, 50) * 1e3:.1f} ms (99th percentile {percentile(latencies, 99) * 1e3:.0f} ms)",
+            "<= 50 ms",
+            percentile(latencies, 50) <= 0.05,
+        ),
+        Row("refused before the body", f"{early} of {len(refused)}", "all", early == len(refused)),
+        Row("Retry-After", _distribution(told), "on each, 1 to 30", _are_told(told)),
+        Row("slowest admitted", f"{slowest:.2f} s", f"<= {TIMEOUT_SECONDS} s", slowest <= TIMEOUT_SECONDS),
+        Row("neither answered nor refused", f"{others or 'none'}", "none", not others),
+    ]
+
+
+def _distribution(told: Counter[str]) -> str:
+    return ", ".join(
+        f"{value or 'none'}: {count}" for value, count in sorted(told.items(), key=lambda t: t[0].zfill(3))
+    )
+
+
+def _are_told(told: Counter[str]) -> bool:
+    return all(value.isdigit() and 1 <= int(value) <= 30 for value in told)
+
+
+def memory(system: System, base: dict[str, float], held: int, connections: int, pixels: int) -> list[Row]:
+    """The most memory that each kind of process ever had, beside its bound; `held` bytes of images at once."""
+    bounds = {
+        "gateway": (2 * held + connections * CONNECTION_BYTES, f"2 x {held / MEGABYTE:.0f} held + connections"),
+        "worker": (4 * held, f"4 x {held / MEGABYTE:.0f}"),
+        "safelight.worker.child": (8 * pixels, f"8 bytes x {pixels / 1e6:.1f} megapixels"),
+        "valkey-server": (4 * held, f"4 x {held / MEGABYTE:.0f}"),
+    }
+    rows = []
+    for kind, found in peaks(system).items():
+        more, told = bounds[kind]
+        bound = base[kind] + more + SLACK
+        rows.append(
+            Row(
+                f"memory of {kind}",
+                f"{found / MEGABYTE:.0f} MB",
+                f"<= {bound / MEGABYTE:.0f} MB: {base[kind] / MEGABYTE:.0f} at first + {told} + {SLACK // MEGABYTE}",
+                found <= bound,
+            )
+        )
+    return rows
+
+
+def peaks(system: System) -> dict[str, float]:
+    """The largest peak of resident bytes among the processes of each kind."""
+    found = {}
+    for kind in ("gateway", "worker", "safelight.worker.child", "valkey-server"):
+        statuses = [Path(f"/proc/{part.pid}/status").read_text() for part in system.parts(kind)]
+        if statuses:
+            found[kind] = max(int(status.partition("VmHWM:")[2].split()[0]) * 1024 for status in statuses)
+    return found
+
+
+def cpu(system: System) -> Counter[str]:
+    """Seconds of CPU so far, by kind of process."""
+    found: Counter[str] = Counter({"generator": sum(resource.getrusage(resource.RUSAGE_SELF)[:2])})
+    for kind in ("gateway", "worker", "safelight.worker.child", "valkey-server"):
+        found[kind] = sum(sum(part.cpu_times()[:2]) for part in system.parts(kind))
+    return found
+
+
+def _shares(before: Counter[str], after: Counter[str], seconds: float) -> str:
+    return ", ".join(f"{kind.rpartition('.')[2]} {(after[kind] - before[kind]) / seconds:.2f}" for kind in after)
+
+
+def overload(system: System, seconds: float, factor: float) -> list[Row]:
+    image = TEST_IMAGE.read_bytes()
+    pixels = Image.open(io.BytesIO(image)).size
+    plain = Picture(image, asks=False)
+    repeat(system.port, {plain: PEAK_CONNECTIONS}, seconds=min(seconds, 5))  # warm
+    base = peaks(system)
+    before, peak_seconds = cpu(system), max(3, seconds / 4)
+    peaked = repeat(system.port, {plain: PEAK_CONNECTIONS}, seconds=peak_seconds)[plain]
+    rates = [len(peaked.with_status(200)) / peak_seconds]
+    rows = [Row("cores at the peak", _shares(before, cpu(system), peak_seconds))]
+    before, begun = cpu(system), time.perf_counter()
+    picture = Picture(image, target=f"/query?timeout={TIMEOUT_SECONDS}")
+    load = offer(system.port, [picture], rate=factor * rates[0], seconds=seconds, most_open=MOST_OPEN)
+    lasted = time.perf_counter() - begun
+    rows.append(Row("cores in overload", _shares(before, cpu(system), lasted)))
+    peaked = repeat(system.port, {plain: PEAK_CONNECTIONS}, seconds=peak_seconds)[plain]
+    rates.append(len(peaked.with_status(200)) / peak_seconds)
+    peak = statistics.mean(rates)
+    rows.insert(
+        0, Row("peak, before and after", f"{rates[0]:.0f} and {rates[1]:.0f}/s, {PEAK_CONNECTIONS} connections")
+    )
+    rows += judged(peak, load, seconds, begun)
+    held = min(MAX_BYTES, 512 * len(image))
+    return rows + memory(system, base, held, load.most_open, pixels[0] * pixels[1])
+
+
+def big_png() -> bytes:
+    """A photograph of 50 megapixels, as hard to unpack as one that was scanned."""
+    out = io.BytesIO()
+    Image.open(TEST_IMAGE).resize((BIG_SIDE, BIG_SIDE)).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def mix(system: System, seconds: float) -> list[Row]:
+    small = Picture(TEST_IMAGE.read_bytes(), asks=False)
+    big = Picture(big_png(), target="/query?timeout=120", asks=False)
+    alone = repeat(system.port, {small: 4}, seconds=seconds / 4)[small]
+    both = repeat(system.port, {small: 4, big: 4}, seconds=seconds)
+    rows = []
+    found = {"alone": alone, "beside big ones": both[small]}
+    for name, load in found.items():
+        times = [answer.seconds for answer in load.with_status(200)]
+        told = f"median {percentile(times, 50) * 1e3:.0f} ms, 99th percentile {percentile(times, 99) * 1e3:.0f} ms"
+        rows.append(Row(f"small ones {name}", f"{told}, {dict(load.statuses)}", "all 200", set(load.statuses) == {200}))
+    times = [answer.seconds for answer in both[big].with_status(200)]
+    rows.append(
+        Row(
+            "big ones",
+            f"{len(big.image) / MEGABYTE:.0f} MB, median {percentile(times, 50):.1f} s, {dict(both[big].statuses)}",
+            "all 200",
+            set(both[big].statuses) == {200},
+        )
+    )
+    late = percentile([answer.seconds for answer in both[small].answers], 99)
+    rows.append(Row("a small one beside big ones, 99th", f"{late * 1e3:.0f} ms", "< 1 s", late < 1))
+    return rows
+
+
+def printed(title: str, rows: list[Row]) -> bool:
+    """Show a table; whether no bound is broken."""
+    print(f"\n{title}\n")
+    width = max(len(row.what) for row in rows)
+    for row in rows:
+        sign = {None: " ", True: "+", False: "!"}[row.ok]
+        print(f"{sign} {row.what:{width}}  {row.found}{f'   [{row.bound}]' if row.bound else ''}", flush=True)
+    return all(row.ok is not False for row in rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--broker", help="URL; without: the embedded one")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--factor", type=float, default=10)
+    parser.add_argument("--only", choices=["overload", "mix"])
+    options = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    os.environ["SAFELIGHT_WORK_LIMIT"] = "60"  # a big picture takes several seconds, on a busy machine more
+    print(f"{psutil.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before anything was started")
+    fine = True
+    with tempfile.TemporaryDirectory(prefix="sl-", dir="/tmp") as folder:
+        system = start_system(Path(folder), *(["--broker", options.broker] if options.broker else []))
+        try:
+            if options.only != "mix":
+                fine &= printed("Overload", overload(system, options.seconds, options.factor))
+            if options.only != "overload":
+                fine &= printed("Big and small together", mix(system, options.seconds))
+        finally:
+            system.stop()
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
