@@ -10,8 +10,13 @@ NO_WHEEL = The dependencies could not be installed; the lines above name the pac
 PYTHON = $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
+BROKER = valkey
+REQUESTS = 10000
+SEED = 1
+MINUTES = 60
+
 .DEFAULT_GOAL = help
-.PHONY: help up worker demo test check format bench clean
+.PHONY: help up worker demo test check format chaos soak bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -33,6 +38,12 @@ check: .venv/.dev ## format, lint, types, direction of imports
 
 format: .venv/.dev ## put the code in its format
 	$(RUN)/ruff format && $(RUN)/ruff check --fix
+
+chaos: .venv/.dev ## break a whole system 50 times under load and count: BROKER=valkey, redis, rabbitmq or kafka
+	@PYTHONPATH=tests $(RUN)/python -m chaos --broker $(BROKER) --requests $(REQUESTS) --seed $(SEED)
+
+soak: .venv/.dev ## run a whole system for MINUTES (60) under load, and see whether anything grows
+	@PYTHONPATH=tests $(RUN)/python -m chaos.long_run --minutes $(MINUTES)
 
 bench: .venv/.dev ## measure it beside the bare codec and what others would write (needs wrk and redis-server)
 	@$(UV) sync -q --locked --inexact --all-extras --group bench

@@ -1,6 +1,6 @@
 """A whole system under a steady load for a long time, and whether anything in it grows.
 
-python tests/chaos/long_run.py --minutes 60 [--rate 20] [--broker URL] [--write FILE]
+PYTHONPATH=tests python -m chaos.long_run --minutes 60 [--rate 20] [--broker URL] [--write FILE]   (`make soak`)
 
 It starts `safelight up`, posts varied pictures at a steady rate (some are refused, some clients leave early, some make
 a connection for each request), and looks at each process every few seconds. Exit code 1, with the reasons in words,
@@ -32,12 +32,12 @@ from typing import Any
 
 import httpx
 import psutil
+from conftest import TEST_IMAGE
 from PIL import Image
 from redis import Redis
 
 from safelight.brokers import embedded
 
-TEST_IMAGE = Path(__file__).parent.parent.parent / "test_image.jpg"
 JOBS_KEY = "{safelight}:jobs"
 QUARANTINE_KEY = "{safelight}:quarantine"
 MARKS = b"{safelight}:withdrawn:"

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-import long_run
 import psutil
 import pytest
 from conftest import wait_until
-from long_run import judge
+
+from chaos import long_run
+from chaos.long_run import judge
 
 HOUR = [10.0 * n for n in range(1, 361)]
 
