@@ -83,6 +83,7 @@ PARTITIONS = 16
 LARGEST_BYTES = 33 * 1024 * 1024
 OVERHEAD_BYTES = 64 * 1024  # a batch's and a message's headers
 ANSWER_SECONDS = 5.0
+HALF_OPEN_SECONDS = 10.0  # a connection that answers nothing for so long; the largest image takes its time, too
 SESSION_SECONDS = 6.0  # the least that brokers allow by default (group.min.session.timeout.ms)
 HEARTBEAT_SECONDS = 0.5  # how soon others learn of a rebalance
 KEEP_SECONDS = 10.0  # a job that runs longer than this delays no rebalance: it is taken from its worker
@@ -194,6 +195,8 @@ class _Options:
             "security.protocol": ("SASL_" if user else "") + ("SSL" if parts.scheme == "kafkas" else "PLAINTEXT"),
             "log_level": 0,  # it writes to standard error, 20 lines a second while the broker is away
             "reconnect.backoff.max.ms": 500,
+            "socket.timeout.ms": int(HALF_OPEN_SECONDS * 1_000),  # by default a minute
+            "socket.connection.setup.timeout.ms": int(ANSWER_SECONDS * 1_000),
             "socket.nagle.disable": True,
             "message.max.bytes": self.largest + OVERHEAD_BYTES,
         }
