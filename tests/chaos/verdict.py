@@ -128,7 +128,7 @@ def _started(post: Post, starts: dict[str, list[float]]) -> bool:
 
 
 def _is_lost(post: Post, deaths: dict[int, list[float]]) -> bool:
-    if post.outcome == "silence" or not post.ended:
+    if post.outcome == "silence":
         return True
     if post.outcome not in {"closed", "not connected"}:
         return False
