@@ -9,7 +9,7 @@ from safelight.errors import ConfigurationError
 
 __all__ = ["listen"]
 
-BACKLOG = 1024
+BACKLOG = 4096  # a crowd that comes at once; the kernel resets those beyond, unanswered (and may allow fewer)
 NO_IPV6 = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 
