@@ -60,7 +60,12 @@ class Job(_Message, frozen=True, kw_only=True):
     @property
     def heavy(self) -> bool:
         """Whether it is predicted to take so long that no other job should wait for its end."""
-        return predicted_seconds(self.image, self.pixels) > HEAVY_SECONDS
+        return self.predicted_seconds > HEAVY_SECONDS
+
+    @property
+    def predicted_seconds(self) -> float:
+        """About how long a child will work on it, if it mirrors it."""
+        return predicted_seconds(self.image, self.pixels)
 
 
 class Reply(_Message, frozen=True, kw_only=True):

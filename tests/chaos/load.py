@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import heapq
 import itertools
 import select
 import socket
@@ -10,7 +11,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-__all__ = ["Answer", "Load", "Picture", "offer", "repeat"]
+__all__ = ["Answer", "Load", "Picture", "crowd", "offer", "repeat"]
 
 HOST = "127.0.0.1"
 READ_BYTES = 64 * 1024
@@ -34,7 +35,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one request: a status (0: none came), seconds, and whether its body was asked for."""
+    """What became of one request: a status (0: none came), seconds, and those since its body was asked for."""
 
     status: int
     seconds: float
@@ -42,6 +43,7 @@ class Answer:
     was_asked: bool = False
     retry_after: str = ""
     closes: bool = False
+    admitted_seconds: float = 0.0
 
 
 @dataclass
@@ -98,18 +100,21 @@ class _Exchange:
             if status == 100:
                 self._read = self._read[end + 4 :]
                 self.was_asked = True
+                self._asked_at = time.perf_counter()
                 self._left = memoryview(self._picture.image)
                 continue
             headers = dict(line.split(b": ", 1) for line in lines[1:])
             if len(self._read) < end + 4 + int(headers[b"content-length"]):
                 return None
+            now = time.perf_counter()
             return Answer(
                 status,
-                time.perf_counter() - self.begun,
-                time.perf_counter(),
+                now - self.begun,
+                now,
                 self.was_asked,
                 headers.get(b"retry-after", b"").decode(),
                 headers.get(b"connection") == b"close",
+                now - self._asked_at if self.was_asked else now - self.begun,
             )
         return None
 
@@ -209,6 +214,33 @@ def offer(
     while client.open and time.perf_counter() < until + patience:
         for exchange, _ in client.turn(LATEST_SECONDS):
             client.close(exchange)
+    client.load.answers.extend(exchange.lost() for exchange in client.open.values())
+    client.end()
+    return client.load
+
+
+def crowd(
+    port: int, picture: Picture, *, clients: int, seconds: float, rush: float = 1.0, patience: float = 90.0
+) -> Load:
+    """So many clients, which come within `rush` seconds.
+
+    Each posts again once it was answered, and after `Retry-After` once it was refused.
+    """
+    client = _Client(port)
+    begun = time.perf_counter()
+    until = begun + seconds
+    due = [(begun + rush * number / clients, number) for number in range(clients)]
+    while client.open or time.perf_counter() < until:
+        now = time.perf_counter()
+        if now > until + patience:
+            break
+        while now < until and due and due[0][0] <= now:
+            heapq.heappop(due)
+            client.start(picture)
+        for exchange, answer in client.turn(LATEST_SECONDS if not due else min(LATEST_SECONDS, due[0][0] - now)):
+            client.close(exchange)
+            wait = float(answer.retry_after or 0) if answer.status == 503 else 0.0
+            heapq.heappush(due, (answer.at + wait, id(answer)))
     client.load.answers.extend(exchange.lost() for exchange in client.open.values())
     client.end()
     return client.load

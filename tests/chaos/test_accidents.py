@@ -83,7 +83,7 @@ def test_a_worker_that_never_comes_back_after_a_broker_restart(
 def test_a_request_that_deadlocks_on_a_second_reply(
     broker_server: BrokerServer, new_system: Callable[..., System], tmp_path: Path, image: bytes
 ) -> None:
-    """A worker that was frozen for longer than its lease replies, too. On the others the conformance suite does this."""
+    """A worker that was frozen for longer than its lease replies, too. On others the conformance suite does this."""
     (tmp_path / "gate.py").write_text(OPERATIONS)
     system = new_system("--broker", broker_server.url, "--workers", "2", "--lease", "1", "--import", "gate")
     with ThreadPoolExecutor() as client:

@@ -78,6 +78,25 @@ def test_retry_after_is_the_time_until_half_has_left() -> None:
     assert admission.retry_after() == 30
 
 
+def test_a_crowd_is_told_to_come_again_at_the_pace_of_leaving() -> None:
+    clock = Clock()
+    admission = Admission(jobs=10, image_bytes=10, pixels=10, clock=clock)
+    for _ in range(100):  # 10 a second leave
+        with admission.enter(0):
+            clock.now += 0.1
+    for _ in range(10):
+        admission.enter(0)
+    told = []
+    for _ in range(200):
+        with pytest.raises(GatewayFullError):
+            admission.enter(0)
+        told.append(admission.retry_after())
+    assert told == sorted(told)
+    assert told[0] == 1
+    assert 18 <= told[-1] <= 30  # 200 of them, 10 a second
+    assert all(told.count(seconds) <= 15 for seconds in range(1, 18))
+
+
 STEPS = st.lists(st.tuples(st.sampled_from(["enter", "bytes", "pixels", "leave"]), st.integers(0, 120)), max_size=60)
 
 

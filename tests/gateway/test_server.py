@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import wait_until
+from conftest import needed, wait_until
 from raw_http import Connection, check_failure, head
 
 from safelight.gateway import server as module
-from safelight.gateway.listen import listen
+from safelight.gateway.listen import BACKLOG, listen
 from safelight.gateway.server import Protocol, Server
 
 if TYPE_CHECKING:
@@ -293,3 +295,11 @@ def test_readiness_is_the_first_to_go() -> None:
         return at_first, server.should_exit
 
     assert asyncio.run(drained()) == (True, True)
+
+
+def test_so_many_may_wait_to_be_accepted(running: Running) -> None:
+    """uvicorn listens again on the sockets that it is given, with a queue of its own length."""
+    needed("ss", "iproute2")
+    told = subprocess.run(["ss", "-Hltn", f"sport = :{running.port}"], check=True, capture_output=True, text=True)
+    most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    assert int(told.stdout.split()[2]) == min(BACKLOG, most)

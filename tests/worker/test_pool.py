@@ -14,9 +14,10 @@ from typing import Any
 
 import psutil
 import pytest
+import uvloop
 from conftest import wait_until
 
-from safelight.conformance import until
+from safelight.conformance import is_true, until
 from safelight.errors import ConfigurationError
 from safelight.message import Job, new_id
 from safelight.worker import pool as pool_module
@@ -103,6 +104,27 @@ def test_a_child_that_dies_or_lies_is_replaced(monkeypatch: pytest.MonkeyPatch, 
             assert not psutil.pid_exists(pid)
         assert (await run(pool, "echo", b"next"))[1] == b"next"
 
+    in_pool(monkeypatch, use)
+
+
+@pytest.mark.parametrize("is_lent", [False, True])
+def test_a_child_that_was_killed_just_now_ends_nothing_else(monkeypatch: pytest.MonkeyPatch, is_lent: bool) -> None:
+    """Its socket is closed and its end is not told yet; uvloop refuses to write to such a socket."""
+
+    async def use(pool: Pool) -> None:
+        [child] = pool._children
+        lent = await pool._lend() if is_lent else None
+        child._frames.close()
+        await until(lambda: is_true(child._frames.is_lost))
+        assert child._process.returncode is None
+        if lent is not None:
+            with pytest.raises(ChildDiedError):
+                await lent.run(job("echo"), 20.0)
+            pool._take_back(lent)
+        assert (await run(pool, "echo", b"next"))[1] == b"next"
+        await until(lambda: is_true(not psutil.pid_exists(child.pid)))
+
+    monkeypatch.setattr(asyncio, "run", uvloop.run)
     in_pool(monkeypatch, use)
 
 

@@ -33,6 +33,9 @@ class Admission:
         self._clock = clock
         self._rate = 0.0  # requests that leave in a second
         self._left_at = clock()
+        self._outside = 0.0  # who was refused and was told to come again, less those whose time has come
+        self._refused_at = clock()
+        self._told = 1  # the last answer to when, in seconds
 
     def enter(self, expected_bytes: int) -> Place:
         """A place for one request that announces so many bytes (0 if it does not say), or `GatewayFullError`."""
@@ -51,6 +54,8 @@ class Admission:
         if more <= 0:
             return
         if self.held[kind] + more > self._most[kind]:
+            self._outside = self._still_outside() + 1
+            self._refused_at = self._clock()
             raise GatewayFullError
         self.held[kind] += more
         place.shares[kind] = amount
@@ -65,9 +70,18 @@ class Admission:
         self._left_at = now
 
     def retry_after(self) -> int:
-        """Whole seconds until half of what is in flight will have left, at the present rate; 1 to 30."""
+        """Whole seconds until half of what is in flight will have left, and as many as were refused before; 1 to 30.
+
+        At the present rate of leaving. So each of a crowd is told a time of its own, and they come again at the pace
+        at which there is room, instead of all at once.
+        """
         rate = self._rate * math.exp((self._left_at - self._clock()) / RATE_SECONDS)
-        return max(1, min(LONGEST_RETRY_SECONDS, math.ceil(self.held["jobs"] / 2 / max(rate, 0.01))))
+        before = self.held["jobs"] / 2 + self._still_outside()
+        self._told = max(1, min(LONGEST_RETRY_SECONDS, math.ceil(before / max(rate, 0.01))))
+        return self._told
+
+    def _still_outside(self) -> float:
+        return self._outside * math.exp((self._refused_at - self._clock()) / self._told)
 
 
 class Place:

@@ -94,14 +94,17 @@ class Dispatch:
                 self.give_up(job_id, BrokerAwayError())
 
     async def ask(self, job: Job, timeout: float) -> Reply:
-        """The reply to a job, or `DeadlinePassedError` after `timeout` seconds; withdrawn if nobody waits any more."""
+        """The reply to a job, or `DeadlinePassedError` after `timeout` seconds; withdrawn if nobody waits any more.
+
+        `GatewayFullError` for a heavy one that would not begin within that time.
+        """
         is_heavy = job.heavy
         pending = _Pending(job, asyncio.get_running_loop().create_future(), is_due=not is_heavy)
         self._pending[job.id] = pending
         try:
             async with asyncio.timeout(timeout):
                 if is_heavy:
-                    pending.is_due = await self._lane.enter(pending.reply)
+                    pending.is_due = await self._lane.enter(pending.reply, job.predicted_seconds, timeout)
                 if pending.is_due:
                     await self._send(pending)
                 return await pending.reply
@@ -111,7 +114,7 @@ class Dispatch:
             del self._pending[job.id]
             self._unsent.pop(job.id, None)
             if is_heavy and pending.is_due:
-                self._lane.leave()
+                self._lane.leave(pending.reply)
             failed = not pending.reply.done() or pending.reply.cancelled() or pending.reply.exception()
             if failed and pending.is_due:
                 self._withdraw(job)

@@ -7,9 +7,9 @@ import socket
 
 from safelight.errors import ConfigurationError
 
-__all__ = ["listen"]
+__all__ = ["BACKLOG", "listen"]
 
-BACKLOG = 1024
+BACKLOG = 4096  # a crowd that comes at once; those beyond are reset unanswered (Linux allows `net.core.somaxconn`)
 NO_IPV6 = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 

@@ -24,6 +24,7 @@ from safelight.errors import (
     SafelightError,
 )
 from safelight.gateway.app import error_body
+from safelight.gateway.listen import BACKLOG
 from safelight.gateway.request import CONNECTION_LOST
 from safelight.message import new_id
 
@@ -267,6 +268,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=Protocol,
+                backlog=BACKLOG,  # it calls listen(2) again
                 ws="none",
                 lifespan="off",
                 log_config=None,
