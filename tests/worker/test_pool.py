@@ -114,6 +114,7 @@ def test_a_child_that_was_killed_just_now_ends_nothing_else(monkeypatch: pytest.
     async def use(pool: Pool) -> None:
         [child] = pool._children
         lent = await pool._lend() if is_lent else None
+        os.kill(child.pid, signal.SIGSTOP)  # so that its end is not told
         child._frames.close()
         await until(lambda: is_true(child._frames.is_lost))
         assert child._process.returncode is None

@@ -89,7 +89,7 @@ class _Frames(asyncio.Protocol):
     def __init__(self) -> None:
         self._transport: asyncio.Transport
         self._data = b""
-        self._lost = False
+        self.is_lost = False
         self._waiting: asyncio.Future[bytes] | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -103,7 +103,7 @@ class _Frames(asyncio.Protocol):
             self.close()  # more than any frame: nothing that follows is ours
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lost = True
+        self.is_lost = True
         self._look()
 
     def _look(self) -> None:
@@ -116,11 +116,12 @@ class _Frames(asyncio.Protocol):
         elif len(self._data) >= end:
             self._waiting.set_result(self._data[FRAME.size : end])
             self._data = self._data[end:]
-        elif self._lost:
+        elif self.is_lost:
             self._waiting.set_exception(EOFError())
 
     def send(self, frame: bytes) -> None:
-        self._transport.write(frame)
+        if not self.is_lost:  # else who waits for the answer is told
+            self._transport.write(frame)
 
     async def receive(self, timeout: float) -> bytes:
         """The next frame; `TimeoutError` when none comes in `timeout` seconds, `EOFError` when the child closed its
@@ -196,7 +197,7 @@ class Child:
     @property
     def alive(self) -> bool:
         """Whether it can take a job."""
-        return self._process.returncode is None and self._memory >= 0
+        return self._process.returncode is None and self._memory >= 0 and not self._frames.is_lost
 
     def resident(self) -> int:
         """Bytes of memory that it holds now; 0 when it is gone, and where the system has no such file (macOS)."""
@@ -251,13 +252,13 @@ class Child:
 
     async def kill(self) -> None:
         """End the child at once; done when it is gone."""
-        if self._process.returncode is None:
-            self._process.kill()
-            await self._process.wait()
         self.close()
+        await self._process.wait()
 
     def close(self) -> None:
-        """Let go of what is ours of a process that is gone."""
+        """End what still runs, and let go of what is ours of it."""
+        if self._process.returncode is None:
+            self._process.kill()
         if self._memory >= 0:
             self._frames.close()
             os.close(self._memory)
