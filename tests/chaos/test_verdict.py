@@ -86,6 +86,8 @@ def test_recovery_is_from_the_kill_to_the_start_elsewhere() -> None:
     found = judged(a_post(), fault="kill_worker", starts={"00000001.00": [999.0, 1_006.0]})
     assert (found.recovery, found.sentences) == ({"kill_worker": 6.0}, [])
     assert found.counts["started more than once"] == 1
+    waited = judged(a_post(), fault="kill_worker", starts={"00000001.00": [1_008.0]})
+    assert waited.recovery == {}  # in a queue, for all that is known
     [slow] = judged(a_post(), fault="kill_worker", starts={"00000001.00": [999.0, 1_008.0]}).sentences
     assert slow.startswith("slow: recovery from kill_worker took 8.0 s")
     found = judged(a_post(), fault="restart_broker", undone=18.0, starts={"00000001.00": [1_006.0]})

@@ -17,8 +17,9 @@ EXPLAINED = {
     "deleted_queue": {"504"},
     "deleted_topics": {"504"},
 }
-# Recovery counts from here on, and not from when the fault was undone.
-FROM_ITS_BEGIN = {"kill_consumer", "kill_worker", "kill_child", "freeze_worker", "end_worker"}
+# After these, recovery is how soon the jobs that were at work are started elsewhere, from the fault's begin on; after all
+# others it is how soon all that was under way is started, from when the fault was undone.
+AT_WORK = {"kill_consumer", "kill_worker", "kill_child", "freeze_worker", "end_worker"}
 
 
 @dataclass(frozen=True)
@@ -151,13 +152,15 @@ def _what_is_wrong(post: Post, injected: list[Injected]) -> str:
 
 
 def recoveries(injected: list[Injected], starts: dict[str, list[float]]) -> dict[str, float]:
-    """Fault -> seconds until the last job that was under way at its begin was started (anew), at the most."""
+    """Fault -> seconds until the last job that it concerned was started (anew), at the most."""
     longest: dict[str, float] = {}
     for fault in injected:
-        since = fault.wall if fault.name in FROM_ITS_BEGIN else fault.wall + fault.undone - fault.begun
+        is_of_work = fault.name in AT_WORK
+        since = fault.wall if is_of_work else fault.wall + fault.undone - fault.begun
         for post in fault.under_way:
-            after = [at for at in starts.get(name_of(post), ()) if at >= fault.wall]
-            if after:
+            known = starts.get(name_of(post), [])
+            after = [at for at in known if at >= fault.wall]
+            if after and (len(after) < len(known) or not is_of_work):
                 longest[fault.name] = max(longest.get(fault.name, 0.0), min(after) - since)
     return longest
 
