@@ -17,8 +17,8 @@ EXPLAINED = {
     "deleted_queue": {"504"},
     "deleted_topics": {"504"},
 }
-# After these, recovery is how soon the jobs that were at work are started elsewhere, from the fault's begin on; after all
-# others it is how soon all that was under way is started, from when the fault was undone.
+# After these, recovery is how soon the jobs that were at work are started elsewhere, from the fault's begin on. After
+# all others it is how soon all that was under way is started, from when the fault was undone.
 AT_WORK = {"kill_consumer", "kill_worker", "kill_child", "freeze_worker", "end_worker"}
 
 
