@@ -16,7 +16,7 @@ SEED = 1
 MINUTES = 60
 
 .DEFAULT_GOAL = help
-.PHONY: help up worker demo test check format chaos soak bench clean
+.PHONY: help up worker demo test check format chaos soak overload bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ chaos: .venv/.dev ## break a whole system 50 times under load and count: BROKER=
 
 soak: .venv/.dev ## run a whole system for MINUTES (60) under load, and see whether anything grows
 	@PYTHONPATH=tests $(RUN)/python -m chaos.long_run --minutes $(MINUTES)
+
+overload: .venv/.dev ## offer a whole system ten times what it can do, then big and small images together
+	@PYTHONPATH=tests $(RUN)/python -m chaos.overload
 
 bench: .venv/.dev ## measure it beside the bare codec and what others would write (needs wrk and redis-server)
 	@$(UV) sync -q --locked --inexact --all-extras --group bench

@@ -37,7 +37,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
     parser.add_argument("--broker", choices=servers.KINDS, default="valkey")
     parser.add_argument("--requests", type=int, default=10_000, help="images, at least")
-    parser.add_argument("--rate", type=float, default=30.0, help="images a second")
+    parser.add_argument("--rate", type=float, default=20.0, help="images a second")
     parser.add_argument("--seed", type=int, default=1, help="of the faults, their order and their victims")
     parser.add_argument("--once", action="store_true", help="each fault once, not the numbers of a full run")
     parser.add_argument("--only", default="", help="faults by name, with commas between them, each once")
@@ -48,8 +48,8 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def schedule(faults: Faults, dice: random.Random, *, once: bool, only: str) -> list[Fault]:
     """The faults in their order."""
-    known = {fault.__name__: fault for fault in faults.all}
-    all_of_them = [name for name in known for _ in range(1 if once else FULL.get(name, 1))]
+    known = {fault.__name__: fault for fault in [*faults.all, *faults.system.server.beyond]}
+    all_of_them = [f.__name__ for f in faults.all for _ in range(1 if once else FULL.get(f.__name__, 1))]
     chosen = [known[name] for name in only.split(",")] if only else [known[name] for name in all_of_them]
     dice.shuffle(chosen)
     return chosen
