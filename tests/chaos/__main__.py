@@ -29,7 +29,6 @@ FULL = {"kill_consumer": 10, "kill_worker": 10, "kill_child": 20, "restart_broke
 PAUSE_SECONDS = (0.3, 1.5)  # between recovery from one fault and the next
 RECOVERY_SECONDS = 75.0
 EMPTY_SECONDS = 20.0
-LOSES_ALL = {"restart_broker", "emptied"}
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -92,13 +91,14 @@ async def run(options: argparse.Namespace, folder: Path) -> Verdict:
     dice = random.Random(options.seed)
     server = servers.make(options.broker, folder)
     system = System(server, folder, LEASE)
+    load = Load(system, options.rate, random.Random(options.seed + 1))
     injected: list[Injected] = []
     try:
         await system.start()
-        load = Load(system, options.rate, random.Random(options.seed + 1))
         async with asyncio.TaskGroup() as group:
             group.create_task(load.run())
-            await asyncio.sleep(1)
+            while not any(post.outcome == "200" for post in load.posts):
+                await asyncio.sleep(0.05)
             faults = Faults(system, dice, FREEZE_SECONDS.get(options.broker, FREEZE_LEASES * LEASE))
             for fault in schedule(faults, dice, once=options.once, only=options.only):
                 injected.append(await inject(fault, load, dice))  # noqa: PERF401 - what was done before one fails counts
@@ -110,22 +110,23 @@ async def run(options: argparse.Namespace, folder: Path) -> Verdict:
         known = {post.job for post in load.posts}
         marks = {r["id"]: await asyncio.to_thread(asked, r["id"]) for r in records if r["id"] not in known}
         sentences += await system.end()
+        sentences += verdict.on_disk(system.stores, load.posts)
     finally:
         if options.logs:
-            shutil.copytree(folder, options.logs, dirs_exist_ok=True, ignore=lambda _, names: keep(names))
-        sentences_on_disk = verdict.on_disk(system.stores, load.posts) if "load" in locals() else []
+            await asyncio.to_thread(copy_logs, folder, options.logs)
         await system.clear()
     deaths = {number: gateway.killed_at for number, gateway in enumerate(system.gateways)}
     starts = verdict.starts_of(system.starts.read_text())
     found = verdict.judge(load.posts, injected, starts, deaths, server.recovery)
-    lost_at = max((fault.undone for fault in injected if fault.name in LOSES_ALL), default=0.0)
-    found.sentences += sentences + sentences_on_disk + verdict.in_quarantine(records, load.posts, lost_at, marks)
+    found.sentences += sentences + verdict.in_quarantine(records, load.posts, injected, marks)
     return found
 
 
-def keep(names: list[str]) -> list[str]:
-    """All but the logs."""
-    return [name for name in names if not name.endswith(".log")]
+def copy_logs(folder: Path, target: Path) -> None:
+    """Keep what the parts said."""
+    target.mkdir(parents=True, exist_ok=True)
+    for log in folder.glob("*.log"):
+        shutil.copy(log, target)
 
 
 async def leftovers(system: System) -> list[str]:

@@ -110,13 +110,20 @@ def test_what_lies_on_disk(tmp_path: Path) -> None:
 def test_what_lies_in_quarantine() -> None:
     posts = [a_post(1), a_post(2, "kill", outcome="422")]
     good, poison = ({"id": f"job-{n}", "cause": "SIGSEGV"} for n in (1, 2))
-    assert verdict.in_quarantine([poison], posts, 0.0, {}) == []
-    assert "the good job job-1" in verdict.in_quarantine([good, poison], posts, 0.0, {})[0]
-    assert verdict.in_quarantine([], posts, 0.0, {}) == ["not in quarantine: ['job-2']"]
-    assert verdict.in_quarantine([], posts, 12.0, {}) == []  # the broker lost it
+    assert verdict.in_quarantine([poison], posts, [], {}) == []
+    assert "the good job job-1" in verdict.in_quarantine([good, poison], posts, [], {})[0]
+    assert verdict.in_quarantine([], posts, [], {}) == ["not in quarantine: ['job-2']"]
+    for fault, begun, undone, is_explained in (
+        ("emptied", 11.5, 12.0, True),  # the broker lost it
+        ("kill_worker", 11.5, 12.0, False),
+        ("full_memory", 10.5, 13.0, True),  # the broker did not take it
+        ("full_memory", 11.5, 13.0, False),  # it was there before
+    ):
+        injected = [Injected(fault, begun, undone, wall=1_000.0, under_way=[])]
+        assert (verdict.in_quarantine([], posts, injected, {}) == []) is is_explained
     stranger = {"id": "of a client that was cut off", "cause": "SIGSEGV"}
-    assert verdict.in_quarantine([poison, stranger], posts, 0.0, {stranger["id"]: "kill"}) == []
-    assert len(verdict.in_quarantine([poison, stranger], posts, 0.0, {})) == 1
+    assert verdict.in_quarantine([poison, stranger], posts, [], {stranger["id"]: "kill"}) == []
+    assert len(verdict.in_quarantine([poison, stranger], posts, [], {})) == 1
 
 
 def _of_another(image: bytes, mark: bytes) -> bytes:
