@@ -592,6 +592,17 @@ class Conformance:
         async with self.worker(server) as worker:
             await worker.nothing()
 
+    async def test_a_worker_that_takes_no_more_gives_back_what_it_holds(self, server: Any) -> None:
+        async with self.gateway(server) as (gateway, inbox):
+            async with self.worker(server, "leaves") as leaves:
+                await gateway.send(job := a_job(inbox.name))
+                delivery = await leaves.take()
+                await leaves.nothing()
+                await leaves.broker.give_back(delivery, 0)
+            async with self.worker(server, "stays") as stays:
+                again = await stays.take(60)
+                assert (again.job.id, again.starts) == (job.id, 0)
+
     async def test_a_question_that_is_cancelled_ends(self, server: Any) -> None:
         async with self.gateway(server) as (gateway, _):
             for turns in range(60):  # of the event loop, so that it is met at each point of its way

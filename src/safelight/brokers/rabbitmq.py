@@ -633,9 +633,10 @@ class RabbitBroker:
         await self._learn()
         if delivery.job not in self._withdrawn:
             await self._send(replace(delivery.job, starts=starts), handle.inbox)
-        with _unless_away():  # its consumer would be handed it at once
+        if handle.consumer in self._consumers:  # it would be handed the job at once
             self._consumers.remove(handle.consumer)
-            await handle.channel.basic_cancel(handle.consumer, timeout=ANSWER_SECONDS)
+            with _unless_away():
+                await handle.channel.basic_cancel(handle.consumer, timeout=ANSWER_SECONDS)
         await self._acknowledge(handle)
 
     async def quarantine(self, delivery: Delivery, record: Quarantined, reply: Reply) -> None:
@@ -664,9 +665,8 @@ class RabbitBroker:
         if self._jobs is None or self._jobs.is_closed:
             return
         with _unless_away():
-            for tag in self._consumers:
-                await self._jobs.basic_cancel(tag, timeout=ANSWER_SECONDS)
-            self._consumers = []
+            while self._consumers:  # a job that is given back meanwhile ends its own
+                await self._jobs.basic_cancel(self._consumers.pop(), timeout=ANSWER_SECONDS)
             while not self._arrivals.empty():
                 if (message := self._arrivals.get_nowait()) is not None:
                     await self._refuse(message)
