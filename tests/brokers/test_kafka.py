@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from kafka_server import KafkaServer
 
@@ -242,6 +242,58 @@ class TestKafka(Conformance):
             delivery = await until(taken, seconds=60)
             await until(lambda: answered(worker, delivery))
             await inbox.reply_to(job)
+
+    async def test_topics_that_others_deleted_and_made_anew(self, ordered_server: Topics) -> None:
+        """Jobs behind the old offsets, so that no read and no write fails."""
+        async with self.gateway(ordered_server) as (gateway, inbox), self.worker(ordered_server) as worker:
+            await gateway.send(job := a_job(inbox.name))
+            await worker.answer(await worker.take())
+            await inbox.reply_to(job)
+            await ordered_server.delete()
+            async with self.end(ordered_server) as other:
+                for _ in range(3):
+                    await other.send(job := a_job(inbox.name))
+
+            async def is_renewed() -> bool:
+                with suppress(BrokerAwayError):
+                    await gateway.presence()
+                return inbox.renewed > 0
+
+            async def last_of_all() -> bool:
+                with suppress(BrokerAwayError, TimeoutError):
+                    await worker.broker.beat([], presence_of("worker-0"))
+                    delivery = await worker.take(1)
+                    await worker.answer(delivery)
+                    taken.append(delivery.job.id)
+                return job.id in taken
+
+            taken: list[str] = []
+            await until(is_renewed)
+            await until(last_of_all, seconds=30)
+            assert len(set(taken)) == 3
+
+    async def test_an_offset_in_a_topic_that_was_deleted_is_not_one_in_the_next(self, ordered_server: Topics) -> None:
+        """A worker that does not know yet commits it by name."""
+        async with self.gateway(ordered_server) as (gateway, inbox), self.worker(ordered_server) as worker:
+            for _ in range(3):
+                await gateway.send(a_job(inbox.name))
+                await worker.answer(await worker.take())
+            await self.nothing_waits(gateway)
+        group = {"group.id": f"{ordered_server.prefix}.workers"}
+        committing = Consumer(ordered_server.client | group)
+        old = committing.committed([TopicPartition(ordered_server.topic("jobs"), 0)], timeout=10)
+        assert old[0].offset == 3
+        await ordered_server.delete()
+        async with self.gateway(ordered_server) as (gateway, inbox):
+            assert committing.commit(offsets=old, asynchronous=False)[0].error is None
+            jobs = [a_job(inbox.name) for _ in range(5)]
+            for job in jobs:
+                await gateway.send(job)
+            assert await gateway.backlog() == 5
+            async with self.worker(ordered_server) as worker:
+                for job in jobs:
+                    assert (await worker.take()).job.id == job.id
+        committing.close()
 
     async def test_what_is_under_way_when_topics_are_deleted_is_told(self, server: Topics) -> None:
         async with self.gateway(server) as (gateway, inbox):

@@ -47,8 +47,8 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def schedule(faults: Faults, dice: random.Random, *, once: bool, only: str) -> list[Fault]:
     """The faults in their order."""
-    known = {fault.__name__: fault for fault in [*faults.all, *faults.system.server.beyond]}
-    all_of_them = [f.__name__ for f in faults.all for _ in range(1 if once else FULL.get(f.__name__, 1))]
+    known = {fault.__name__: fault for fault in faults.all}
+    all_of_them = [name for name in known for _ in range(1 if once else FULL.get(name, 1))]
     chosen = [known[name] for name in only.split(",")] if only else [known[name] for name in all_of_them]
     dice.shuffle(chosen)
     return chosen

@@ -117,10 +117,6 @@ class Redis:
             self.killed_connections,
         ]
 
-    @property
-    def beyond(self) -> list[Fault]:
-        return []
-
     def leftovers(self) -> list[str]:
         """What is there though all is answered and all parts have ended, and would stay."""
         found = []
@@ -179,10 +175,6 @@ class Rabbit:
     def faults(self) -> list[Fault]:
         return [self.full_memory, self.full_disk_of_the_broker, self.killed_connections, self.deleted_queue]
 
-    @property
-    def beyond(self) -> list[Fault]:
-        return []
-
     def leftovers(self) -> list[str]:
         """As for Redis."""
         told = json.loads(self.server.control("list_queues", "name", "messages", "--formatter", "json"))
@@ -224,11 +216,6 @@ class Kafka:
 
     @property
     def faults(self) -> list[Fault]:
-        return []
-
-    @property
-    def beyond(self) -> list[Fault]:
-        """Beyond what is promised, done only by name: partitions may stay unread until the workers are restarted."""
         return [self.deleted_topics]
 
     def leftovers(self) -> list[str]:

@@ -16,7 +16,7 @@ from chaos import __main__ as chaos
 RUNS = {
     "valkey": "kill_worker,kill_child,kill_gateway,restart_broker,full_memory,killed_connections",
     "rabbitmq": "kill_worker,kill_child,cut_gateways,restart_broker,killed_connections,deleted_queue",
-    "kafka": "kill_worker,kill_child,silent_to_workers,restart_broker",
+    "kafka": "kill_worker,kill_child,silent_to_workers,restart_broker,deleted_topics",
 }
 
 

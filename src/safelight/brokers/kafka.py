@@ -46,6 +46,7 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     Producer,
+    TopicCollection,
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
@@ -225,17 +226,20 @@ class _Cluster:
 
     def __init__(self, options: _Options) -> None:
         self._options = options
-        self._last_error: KafkaError | None = None
+        self._refusal: KafkaError | None = None  # since the last answer
         try:
             self._admin = AdminClient(options.client | {"error_cb": self._on_error})
         except KafkaException as exc:
             raise ConfigurationError(f"The broker's URL cannot be used: {exc.args[0].str()}.") from exc
         self.partitions = self.inboxes = options.partitions
+        self._ids: dict[str, str] = {}
+        self._looked_at = 0.0
         self._asker: Consumer | None = None
         self._asking = threading.Lock()
 
     def _on_error(self, error: KafkaError) -> None:
-        self._last_error = error
+        if error.code() in REFUSED:  # others that follow only say that there is no connection
+            self._refusal = error
 
     def prepare(self, *, is_first: bool = False) -> None:
         """Make the topics that are not there, and look at those that are. `BrokerAwayError`, `ConfigurationError`."""
@@ -246,14 +250,12 @@ class _Cluster:
                 topics = self._made()
             if is_first:
                 self._check_sizes()
+            self._ids = self._ids or self._asked_ids()
         except KafkaException as exc:
             self._admin.poll(0)
-            raise _error(self._refusal() or exc.args[0]) from exc
+            raise _error(self._refusal or exc.args[0]) from exc
+        self._refusal = None
         self.partitions, self.inboxes = (len(topics[self._options.topic(n)].partitions) for n in (JOBS, REPLIES))
-
-    def _refusal(self) -> KafkaError | None:
-        """Why there is no connection, where that is a matter of settings; what was asked just ran out of time."""
-        return self._last_error if self._last_error is not None and self._last_error.code() in REFUSED else None
 
     def _make(self, names: list[str]) -> None:
         largest = {"max.message.bytes": self._options.largest + OVERHEAD_BYTES}
@@ -268,7 +270,7 @@ class _Cluster:
         ]
         for future in self._admin.create_topics(new, request_timeout=ANSWER_SECONDS).values():
             try:
-                future.result(ANSWER_SECONDS)
+                future.result()
             except KafkaException as exc:
                 if exc.args[0].code() in UNMAKEABLE:
                     raise ConfigurationError(f"A topic that is not there cannot be made: {exc.args[0].str()}.") from exc
@@ -287,13 +289,40 @@ class _Cluster:
                 raise BrokerAwayError
             time.sleep(RECONNECT_SECONDS)
 
+    def _asked_ids(self) -> dict[str, str]:
+        names = TopicCollection([self._options.topic(name) for name in RETENTION])
+        asked = self._admin.describe_topics(names, request_timeout=ANSWER_SECONDS)
+        return {name: str(future.result().topic_id) for name, future in asked.items()}
+
+    def look(self) -> None:
+        """See that the topics are those that were prepared, if that was not seen just now; `BrokerAwayError` if not.
+
+        One that is deleted and soon made anew has another id, and nothing else tells: its readers may wait for ever.
+        """
+        with self._asking:
+            if time.monotonic() - self._looked_at < LOOK_SECONDS:
+                return
+            try:
+                ids = self._asked_ids()
+            except KafkaException as exc:
+                raise _error(exc.args[0]) from exc
+            self._looked_at = time.monotonic()
+            before, self._ids = self._ids, ids
+        if ids != before:
+            raise _AbsentError
+
+    @property
+    def jobs_id(self) -> str:
+        """The id of the topic of jobs."""
+        return self._ids[self._options.topic(JOBS)]
+
     def _check_sizes(self) -> None:
         names = [self._options.topic(name) for name in (JOBS, REPLIES, QUARANTINE)]
         asked = self._admin.describe_configs(
             [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names], request_timeout=ANSWER_SECONDS
         )
         for resource, future in asked.items():
-            largest = int(future.result(ANSWER_SECONDS)["max.message.bytes"].value)
+            largest = int(future.result()["max.message.bytes"].value)
             if largest < self._options.largest + OVERHEAD_BYTES:
                 raise ConfigurationError(
                     f"The topic {resource.name} takes messages of {largest:,} bytes at most, and "
@@ -325,7 +354,7 @@ class _Cluster:
                 raise _error(exc.args[0]) from exc
         lag = 0
         for place, begin, end in zip(committed, begins, ends, strict=True):
-            known = _Partition.of(place)
+            known = _Partition.of(place, self.jobs_id)
             lag += max(0, end.offset - max(known.next, begin.offset))
             lag -= sum(starts == DONE for starts in known.marks.values())
         return lag
@@ -477,22 +506,32 @@ class _Reader:
         await asyncio.to_thread(self._thread.join)
 
 
+class _Told(msgspec.Struct):
+    """The metadata of a committed offset: in which topic (its name may be another's by now), and the marks of jobs."""
+
+    topic_id: str
+    marks: dict[int, int]  # distance from the offset -> starts, or DONE
+
+
 class _Partition(msgspec.Struct):
     """What its owner knows of a partition of jobs: how far it was read, and what became of the jobs.
 
     As an offset with metadata it says all of it again: jobs that are not marked have not been started.
     """
 
+    topic_id: str
     next: int  # the first offset that was not read; -1: nothing was
     marks: dict[int, int]
 
     @classmethod
-    def of(cls, committed: TopicPartition) -> _Partition:
-        marks: dict[int, int] = {}
-        with suppress(msgspec.DecodeError):  # somebody else's
-            marks = msgspec.json.decode(committed.metadata or "{}", type=dict[int, int])
+    def of(cls, committed: TopicPartition, topic_id: str) -> _Partition:
+        told = _Told(topic_id, {})
+        with suppress(msgspec.DecodeError, msgspec.ValidationError):  # somebody else's
+            told = msgspec.json.decode(committed.metadata or "", type=_Told)
+        if told.topic_id != topic_id or committed.offset < 0:
+            return cls(topic_id, -1, {})
         offset = committed.offset
-        return cls(max(-1, offset), {offset + distance: starts for distance, starts in marks.items()})
+        return cls(topic_id, offset, {offset + distance: starts for distance, starts in told.marks.items()})
 
     def commit(self, topic: str, number: int) -> TopicPartition:
         """The offset of the first job that is not done, with what is known of those behind it."""
@@ -500,7 +539,8 @@ class _Partition(msgspec.Struct):
         first = min(first, self.next)
         self.marks = {offset: starts for offset, starts in self.marks.items() if offset >= first}
         known = {offset - first: starts for offset, starts in self.marks.items() if starts}
-        return TopicPartition(topic, number, first, metadata=msgspec.json.encode(known).decode())
+        told = msgspec.json.encode(_Told(self.topic_id, known))
+        return TopicPartition(topic, number, first, metadata=told.decode())
 
 
 class _Held(msgspec.Struct):
@@ -538,6 +578,7 @@ class _Member(threading.Thread):
         self._is_closing = False
         self._is_leaving = False
         self._is_rejoining = False
+        self._topic_id = ""
         self._paused: set[int] = set()
         self._full_since: float | None = None
         self._committed_at = 0.0
@@ -677,6 +718,7 @@ class _Member(threading.Thread):
             "heartbeat.interval.ms": int(HEARTBEAT_SECONDS * 1_000),
             "max.poll.interval.ms": int(STUCK_SECONDS * 1_000),
         }
+        self._topic_id = self._cluster.jobs_id
         consumer = Consumer(self._options.consumer | membership)
         try:
             told = {"on_assign": self._on_assign, "on_revoke": self._on_revoke, "on_lost": self._on_lost}
@@ -785,13 +827,14 @@ class _Member(threading.Thread):
         return call
 
     def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
-        committed = consumer.committed(places, timeout=ANSWER_SECONDS)
-        for place in committed:
-            known = _Partition.of(place)
-            place.offset = known.next if known.next >= 0 else OFFSET_BEGINNING
+        begins = []
+        for place in consumer.committed(places, timeout=ANSWER_SECONDS):
+            known = _Partition.of(place, self._topic_id)
+            offset = known.next if known.next >= 0 else OFFSET_BEGINNING
+            begins.append(TopicPartition(self._topic, place.partition, offset))  # no epoch: it may be another topic's
             with self._lock:
                 self._partitions[place.partition] = known
-        consumer.incremental_assign(committed)
+        consumer.incremental_assign(begins)
 
     def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         """Keep partitions until the jobs that are held of them have ended, if that is soon."""
@@ -953,8 +996,13 @@ class KafkaBroker:
 
     async def backlog(self) -> int:
         """The lag, less what is done out of turn."""
+        await self._look()
         with self._anew_if_absent():
             return await asyncio.to_thread(self._cluster.backlog)
+
+    async def _look(self) -> None:
+        with self._anew_if_absent():
+            await asyncio.to_thread(self._cluster.look)
 
     # The worker's.
 
@@ -1071,6 +1119,7 @@ class KafkaBroker:
         self._worker = presence.worker
         for delivery in held:
             delivery.handle.member.renew(delivery.handle)
+        await self._look()
         await self._open_control()
         await self._announce(presence)
         for delivery in held:
