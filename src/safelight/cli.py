@@ -144,7 +144,7 @@ def worker(*, broker: Broker = Broker(), worker: Worker = Worker()) -> None:
     """Run one worker (C3); without --broker it joins the system of --port on this machine."""
     from safelight.worker.run import run  # noqa: PLC0415 - a gateway starts without an image library
 
-    _run(lambda stop: run(_broker(broker), worker, stop=stop))
+    _run(lambda stop: run(_broker(broker), worker, lease=broker.lease, stop=stop))
 
 
 @app.command

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,20 @@ async def gateway(server: BrokerServer) -> AsyncIterator[tuple[Broker, Inbox]]:
 
 @asynccontextmanager
 async def a_worker(
-    server: BrokerServer, monkeypatch: pytest.MonkeyPatch, name: str = "worker", **options: Any
+    server: BrokerServer,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str = "worker",
+    *,
+    lease: float = LEASE,
+    alive: Callable[[], None] = lambda: None,
+    **options: Any,
 ) -> AsyncIterator[Consumer]:
     monkeypatch.setenv("PYTHONPATH", str(HERE))
     given = settings.Worker(imports=("hostile",), **({"max_clock_skew": 0.0} | options))
-    broker = open_broker(server.url, lease=LEASE)
+    broker = open_broker(server.url, lease=lease)
     recycling = {"jobs": given.child_jobs, "resident": given.child_resident}
     async with Pool(given.concurrency, given.imports, given.child_memory, **recycling) as pool:
-        consumer = Consumer(broker, pool, name, given, lambda: None)
+        consumer = Consumer(broker, pool, name, given, lease=lease, alive=alive)
         running = asyncio.create_task(consumer.run())
         try:
             yield consumer
@@ -123,6 +129,17 @@ async def test_a_job_whose_attempts_run_out_is_quarantined(
     assert await broker.backlog() == 0
 
 
+async def test_a_short_lease_is_renewed_in_time(
+    server: BrokerServer, gateway: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    broker, inbox = gateway
+    beats: list[None] = []
+    async with a_worker(server, monkeypatch, lease=0.3, alive=lambda: beats.append(None), work_limit=3.0, attempts=1):
+        await broker.send(job := counted(tmp_path / "starts", inbox, "hang"))
+        assert (await inbox.reply_to(job)).error == "quarantined"
+    assert len(beats) > 10  # one for each lease; about 30
+
+
 async def test_a_kill_at_the_deadline_costs_no_further_attempt(
     server: BrokerServer, gateway: Any, monkeypatch: Any, tmp_path: Path
 ) -> None:
@@ -154,7 +171,7 @@ async def test_an_operation_that_this_worker_lacks_goes_to_another(
     broker, inbox = gateway
     lacking = open_broker(server.url, lease=LEASE)
     async with Pool(1, [], 0) as pool:
-        consumer = Consumer(lacking, pool, "lacking", settings.Worker(), lambda: None)
+        consumer = Consumer(lacking, pool, "lacking", settings.Worker(), lease=LEASE)
         running = asyncio.create_task(consumer.run())
         job = a_job(inbox.name, b"picture", operations=[("echo", {})])
         await broker.send(job)

@@ -34,6 +34,7 @@ __all__ = ["Consumer"]
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
+BEATS_PER_LEASE = 3  # so that one may be late
 RETRY_SECONDS = 0.1
 WAITING_PER_CHILD = 1  # so that a child which ends a job finds the next one here
 
@@ -50,15 +51,26 @@ class _Held:
 
 
 class Consumer:
-    """One worker: `run` until `stop` is called. `pool` is entered and warm; `alive` is called with each beat."""
+    """One worker: `run` until `stop` is called.
+
+    `pool` is entered and warm; `lease` is the broker's, in seconds; `alive` is called with each beat.
+    """
 
     def __init__(
-        self, broker: Broker, pool: Pool, name: str, options: settings.Worker, alive: Callable[[], None]
+        self,
+        broker: Broker,
+        pool: Pool,
+        name: str,
+        options: settings.Worker,
+        *,
+        lease: float,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._broker = broker
         self._pool = pool
         self._name = name
         self._options = options
+        self._beat_seconds = min(BEAT_SECONDS, lease / BEATS_PER_LEASE)
         self._alive = alive
         self._held: dict[Any, _Held] = {}
         self._slots = options.concurrency * (1 + WAITING_PER_CHILD)
@@ -256,4 +268,4 @@ class Consumer:
                         held.withdrawn = True
                         held.task.cancel()
             self._alive()
-            await asyncio.sleep(BEAT_SECONDS)
+            await asyncio.sleep(self._beat_seconds)

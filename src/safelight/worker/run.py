@@ -31,7 +31,7 @@ CONNECT_SECONDS = 0.2
 SLOTS = 1_000
 
 
-async def run(broker: Broker, options: settings.Worker, *, stop: asyncio.Event) -> None:
+async def run(broker: Broker, options: settings.Worker, *, lease: float, stop: asyncio.Event) -> None:
     """Work until `stop` is set, then finish or give back what is held. `ConfigurationError` for what cannot work."""
     keep_freed_memory()
     work_in_batches()
@@ -46,7 +46,7 @@ async def run(broker: Broker, options: settings.Worker, *, stop: asyncio.Event) 
         pool = await stack.enter_async_context(children)
         if not await _connect(broker, stop, alive):
             return
-        consumer = Consumer(broker, pool, name, options, alive)
+        consumer = Consumer(broker, pool, name, options, lease=lease, alive=alive)
         freeze_start_up()
         log.info("%s offers %s", name, ", ".join(pool.operations))
         async with asyncio.TaskGroup() as group:
