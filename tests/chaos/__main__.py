@@ -57,7 +57,7 @@ def schedule(faults: Faults, dice: random.Random, *, once: bool, only: str) -> l
 async def inject(fault: Fault, load: Load, dice: random.Random) -> Injected:
     """Do one fault, and wait until what was under way has been answered."""
     clock = asyncio.get_running_loop().time
-    begun, wall, under_way = clock(), time.time(), load.waiting
+    begun, under_way = clock(), load.waiting
     print(f"{fault.__name__} ...", file=sys.stderr)
     await fault()
     undone = clock()
@@ -66,7 +66,7 @@ async def inject(fault: Fault, load: Load, dice: random.Random) -> Injected:
     note = f"{len(under_way)} were under way and answered {clock() - undone:.1f} s after its end"
     print(f"  done after {undone - begun:.1f} s: {note}; refused so far: {dict(load.refused)}", file=sys.stderr)
     await asyncio.sleep(dice.uniform(*PAUSE_SECONDS))
-    return Injected(fault.__name__, begun, undone, wall, under_way)
+    return Injected(fault.__name__, begun, undone, under_way)
 
 
 def quarantined(server: servers.Server) -> tuple[list[dict[str, Any]], Any]:

@@ -19,12 +19,16 @@ kept: list[bytes] = []
 
 
 def ledger(image: bytes) -> Mapping[str, str]:
-    """One line for each start: the tag, and when (Unix seconds). Then the work, the same for each start of an image."""
+    """One line for each start: the tag, when (by a clock that all share), and in which worker; then the work.
+
+    It is the same for each start of an image.
+    """
     found = TAG.search(image)
     if found is None:  # one of the tiny pictures of a child's warm-up
         return {}
     with STARTS.open("ab") as file:
-        file.write(b"%b.%b %b %.3f\n" % (*found.groups(), time.time()))  # in one write: several children share the file
+        line = b"%b.%b %b %.3f %d\n" % (*found.groups(), time.monotonic(), os.getppid())
+        file.write(line)  # in one write: several children share the file
     _behave(found[3].decode())
     time.sleep(SLOWEST_SECONDS * (zlib.crc32(found[1]) % 100) / 100)
     kept.append(os.urandom(LEAK_BYTES))  # each child leaks

@@ -26,11 +26,12 @@ def a_post(number: int = 1, asked: str = "good", **members: object) -> Post:
 
 
 def judged(
-    *posts: Post, fault: str = "", undone: float = 16.0, starts: dict[str, list[float]] | None = None
+    *posts: Post, fault: str = "", undone: float = 16.0, starts: list[tuple[float, int]] | None = None
 ) -> Verdict:
-    injected = [Injected(fault, KILLED, undone, wall=1_000.0, under_way=list(posts))] if fault else []
+    injected = [Injected(fault, KILLED, undone, under_way=list(posts))] if fault else []
+    ledger = "".join(f"00000001.00 good {at} {worker}\n" for at, worker in starts or [])
     deaths = {0: [KILLED] if fault == "kill_gateway" else []}
-    return verdict.judge(list(posts), injected, starts or {}, deaths, {"kill_worker": 7.5})
+    return verdict.judge(list(posts), injected, verdict.starts_of(ledger), deaths, {"kill_worker": 7.5})
 
 
 def test_a_good_run() -> None:
@@ -83,14 +84,14 @@ def test_what_a_fault_explains(fault: str, outcome: str, is_explained: bool) -> 
 
 
 def test_recovery_is_from_the_kill_to_the_start_elsewhere() -> None:
-    found = judged(a_post(), fault="kill_worker", starts={"00000001.00": [999.0, 1_006.0]})
+    found = judged(a_post(), fault="kill_worker", starts=[(14.0, 1), (21.0, 2)])
     assert (found.recovery, found.sentences) == ({"kill_worker": 6.0}, [])
     assert found.counts["started more than once"] == 1
-    waited = judged(a_post(), fault="kill_worker", starts={"00000001.00": [1_008.0]})
-    assert waited.recovery == {}  # in a queue, for all that is known
-    [slow] = judged(a_post(), fault="kill_worker", starts={"00000001.00": [999.0, 1_008.0]}).sentences
+    for starts in ([(23.0, 2)], [(14.0, 1), (23.0, 1)]):  # it waited in a queue; it was a living worker's
+        assert judged(a_post(), fault="kill_worker", starts=starts).recovery == {}
+    [slow] = judged(a_post(), fault="kill_worker", starts=[(14.0, 1), (23.0, 2)]).sentences
     assert slow.startswith("slow: recovery from kill_worker took 8.0 s")
-    found = judged(a_post(), fault="restart_broker", undone=18.0, starts={"00000001.00": [1_006.0]})
+    found = judged(a_post(), fault="restart_broker", undone=18.0, starts=[(21.0, 1)])
     assert found.recovery == {"restart_broker": 3.0}  # from when the broker was there again
 
 
@@ -119,7 +120,7 @@ def test_what_lies_in_quarantine() -> None:
         ("full_memory", 10.5, 13.0, True),  # the broker did not take it
         ("full_memory", 11.5, 13.0, False),  # it was there before
     ):
-        injected = [Injected(fault, begun, undone, wall=1_000.0, under_way=[])]
+        injected = [Injected(fault, begun, undone, under_way=[])]
         assert (verdict.in_quarantine([], posts, injected, {}) == []) is is_explained
     stranger = {"id": "of a client that was cut off", "cause": "SIGSEGV"}
     assert verdict.in_quarantine([poison, stranger], posts, [], {stranger["id"]: "kill"}) == []

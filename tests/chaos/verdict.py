@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from chaos.clients import LATE_SECONDS, TIMEOUT, Post
 
@@ -18,19 +18,18 @@ EXPLAINED = {
     "deleted_topics": {"504"},
 }
 LOSES_ALL = {"restart_broker", "emptied"}
-# After these, recovery is how soon the jobs that were at work are started elsewhere, from the fault's begin on. After
-# all others it is how soon all that was under way is started, from when the fault was undone.
-AT_WORK = {"kill_consumer", "kill_worker", "kill_child", "freeze_worker", "end_worker"}
+# After these, recovery is how soon the jobs that were at work are started in another worker, from the fault's begin on.
+# After all others it is how soon all that was under way is started, from when the fault was undone.
+AT_WORK = {"kill_consumer", "kill_worker", "freeze_worker", "end_worker"}
 
 
 @dataclass(frozen=True)
 class Injected:
-    """One fault that was done: times by the event loop's clock; `wall` is its begin in Unix seconds."""
+    """One fault that was done: times by the clock that all processes share."""
 
     name: str
     begun: float
     undone: float
-    wall: float
     under_way: list[Post]
 
 
@@ -62,12 +61,19 @@ class Verdict:
         return dict(vars(self))
 
 
-def starts_of(ledger: str) -> dict[str, list[float]]:
-    """Number and attempt of a post -> when it was started, in Unix seconds."""
-    found: dict[str, list[float]] = defaultdict(list)
+class Start(NamedTuple):
+    """When work on an image began, and in which worker."""
+
+    at: float
+    worker: int
+
+
+def starts_of(ledger: str) -> dict[str, list[Start]]:
+    """Number and attempt of a post -> its starts, in their order."""
+    found: dict[str, list[Start]] = defaultdict(list)
     for line in ledger.splitlines():
-        name, _, at = line.split()
-        found[name].append(float(at))
+        name, _, at, worker = line.split()
+        found[name].append(Start(float(at), int(worker)))
     return found
 
 
@@ -79,7 +85,7 @@ def name_of(post: Post) -> str:
 def judge(
     posts: list[Post],
     injected: list[Injected],
-    starts: dict[str, list[float]],
+    starts: dict[str, list[Start]],
     deaths: dict[int, list[float]],
     bounds: dict[str, float],
 ) -> Verdict:
@@ -125,7 +131,7 @@ def judge(
     return verdict
 
 
-def _started(post: Post, starts: dict[str, list[float]]) -> bool:
+def _started(post: Post, starts: dict[str, list[Start]]) -> bool:
     return name_of(post) in starts
 
 
@@ -156,17 +162,18 @@ def _meets(post: Post, fault: Injected) -> bool:
     return post.begun <= fault.undone and post.ended >= fault.begun
 
 
-def recoveries(injected: list[Injected], starts: dict[str, list[float]]) -> dict[str, float]:
+def recoveries(injected: list[Injected], starts: dict[str, list[Start]]) -> dict[str, float]:
     """Fault -> seconds until the last job that it concerned was started (anew), at the most."""
     longest: dict[str, float] = {}
     for fault in injected:
         is_of_work = fault.name in AT_WORK
-        since = fault.wall if is_of_work else fault.wall + fault.undone - fault.begun
+        since = fault.begun if is_of_work else fault.undone
         for post in fault.under_way:
             known = starts.get(name_of(post), [])
-            after = [at for at in known if at >= fault.wall]
-            if after and (len(after) < len(known) or not is_of_work):
-                longest[fault.name] = max(longest.get(fault.name, 0.0), min(after) - since)
+            before = [start for start in known if start.at < fault.begun]
+            after = [start for start in known if start.at >= fault.begun]
+            if after and (not is_of_work or (before and before[-1].worker != after[0].worker)):
+                longest[fault.name] = max(longest.get(fault.name, 0.0), after[0].at - since)
     return longest
 
 
