@@ -4,10 +4,11 @@
 
 It starts a whole system by `safelight up` and finds its peak with 16 connections that wait for each answer. Then come
 ten times as many clients as may be in flight, which heed `Retry-After`; then ten times the peak from clients that heed
-nothing. Each request has a connection of its own, sends its head with `Expect: 100-continue` and waits: what is
+nothing, with the test image (told, not judged: a refused connection costs the gateway about 0.45 ms of CPU, nearly half
+of it for accepting and closing alone, `docs/why.md`: that is more than two cores) and with a photograph of 12
+megapixels. Each request has a connection of its own, sends its head with `Expect: 100-continue` and waits: what is
 refused never sends a body. Generator and system share the cores, so each one's share is told. It exits with 1 when a
-bound is broken. What is not judged of the second crowd is what a machine allows: a refused connection costs the
-gateway about 0.45 ms of CPU, nearly half of it for accepting and closing alone (`docs/why.md`).
+bound is broken.
 """
 
 from __future__ import annotations
@@ -48,6 +49,15 @@ class Row:
     found: str
     bound: str = ""
     ok: bool | None = None
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Who comes: `factor` times the peak, or times what may be in flight if they heed `Retry-After`."""
+
+    factor: float
+    heeds: bool
+    strict: bool = True
 
 
 def percentile(values: list[float], hundredth: int) -> float:
@@ -148,10 +158,10 @@ def _shares(before: Counter[str], after: Counter[str], seconds: float) -> str:
 class Peak:
     """The most that the system answers in a second, looked for again after each overload."""
 
-    def __init__(self, system: System, seconds: float) -> None:
+    def __init__(self, system: System, seconds: float, image: bytes) -> None:
         self._system = system
         self.seconds = seconds
-        self._picture = Picture(TEST_IMAGE.read_bytes(), asks=False)
+        self._picture = Picture(image, asks=False)
         self.last = 0.0
 
     def again(self) -> float:
@@ -160,33 +170,40 @@ class Peak:
         return statistics.mean([before or self.last, self.last])
 
 
-def overload(system: System, seconds: float, factor: float) -> bool:
-    """A crowd that heeds Retry-After, then one that heeds nothing; whether no bound is broken."""
-    image = TEST_IMAGE.read_bytes()
+def overload(system: System, image: bytes, crowds: list[Crowd], seconds: float) -> bool:
+    """One crowd after the other, all with the same image; whether no bound is broken."""
     picture = Picture(image, target=f"/query?timeout={TIMEOUT_SECONDS}")
-    peak = Peak(system, max(3, seconds / 4))
+    peak = Peak(system, max(3, seconds / 4), image)
     peak.again()  # warm
     base, before = peaks(system), cpu(system)
     peak.again()
     fine, connections = True, 0
     shares = _shares(before, cpu(system), peak.seconds)
-    print(f"\npeak {peak.last:.0f}/s with {PEAK_CONNECTIONS} connections; cores: {shares}")
-    clients = round(factor * Gateway.max_jobs)
-    for strict in (True, False):
+    width, height = Image.open(io.BytesIO(image)).size
+    what = f"{width * height / 1e6:.1f} megapixels, {len(image) / MEGABYTE:.1f} MB"
+    print(f"\n{what}: peak {peak.last:.0f}/s with {PEAK_CONNECTIONS} connections; cores: {shares}")
+    for each in crowds:
         before, begun = cpu(system), time.perf_counter()
-        if strict:
-            title = f"{clients} clients that heed Retry-After: {factor:g} times what is in flight"
+        if each.heeds:
+            clients = round(each.factor * Gateway.max_jobs)
+            title = f"{clients} clients that heed Retry-After: {each.factor:g} times what may be in flight"
             load = crowd(system.port, picture, clients=clients, seconds=seconds, rush=seconds / 6)
         else:
-            title = f"{factor:g} times the peak, each on a new connection, heeding nothing"
-            load = offer(system.port, [picture], rate=factor * peak.last, seconds=seconds, most_open=MOST_OPEN)
+            title = f"{each.factor:g} times the peak, each on a new connection, heeding nothing"
+            load = offer(system.port, [picture], rate=each.factor * peak.last, seconds=seconds, most_open=MOST_OPEN)
         used = Row("cores", _shares(before, cpu(system), time.perf_counter() - begun))
-        rows = judged(peak.again(), load, begun + seconds, seconds, strict=strict)
+        rows = judged(peak.again(), load, begun + seconds, seconds, strict=each.strict)
         connections = max(connections, load.most_open)
         fine &= printed(title, [Row("peak afterwards", f"{peak.last:.0f}/s"), used, *rows])
-    width, height = Image.open(io.BytesIO(image)).size
     held = min(Gateway.max_bytes, Gateway.max_jobs * len(image))
     return fine & printed("memory", memory(system, base, held, connections, width * height))
+
+
+def photograph() -> bytes:
+    """12 megapixels, as a phone takes them."""
+    out = io.BytesIO()
+    Image.open(TEST_IMAGE).resize((4_000, 3_000)).save(out, "JPEG", quality=90)
+    return out.getvalue()
 
 
 def big_png() -> bytes:
@@ -240,15 +257,18 @@ def main() -> int:
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     os.environ["SAFELIGHT_WORK_LIMIT"] = "60"  # a big picture takes several seconds, on a busy machine more
+    factor, seconds = options.factor, options.seconds
     print(f"{psutil.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before anything was started")
     fine = True
     with tempfile.TemporaryDirectory(prefix="sl-", dir="/tmp") as folder:
         system = start_system(Path(folder), *(["--broker", options.broker] if options.broker else []))
         try:
             if options.only != "mix":
-                fine &= overload(system, options.seconds, options.factor)
+                crowds = [Crowd(factor, heeds=True), Crowd(factor, heeds=False, strict=False)]
+                fine &= overload(system, TEST_IMAGE.read_bytes(), crowds, seconds)
+                fine &= overload(system, photograph(), [Crowd(factor, heeds=False)], seconds)
             if options.only != "overload":
-                fine &= printed("Big and small together", mix(system, options.seconds))
+                fine &= printed("Big and small together", mix(system, seconds))
         finally:
             system.stop()
     return 0 if fine else 1

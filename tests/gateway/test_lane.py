@@ -76,6 +76,7 @@ def test_who_gives_up_or_is_cancelled_takes_nobodys_place() -> None:
         assert visitors.lane._inside == 1
         visitors.leave("e")
         assert visitors.lane._predicted == {}
+        assert visitors.given_up["b"].exception()  # or the loop tells that nobody asked
 
     asyncio.run(test())
 
