@@ -23,7 +23,7 @@ HOLD_SECONDS = 3.0  # for so long a server refuses, is read-only, is full
 class Redis:
     """Debian's redis-server or the embedded Valkey."""
 
-    clocks_may_differ = True
+    takes_faketime = True
     recovery: ClassVar = {"kill_worker": 7.5, "kill_consumer": 7.5, "freeze_worker": 7.5}  # 1.5 leases of 5 s
 
     def __init__(self, program: str, folder: Path) -> None:
@@ -135,7 +135,7 @@ class Redis:
 class Rabbit:
     """Debian's rabbitmq-server."""
 
-    clocks_may_differ = True
+    takes_faketime = True
     recovery: ClassVar = {"kill_worker": 1.0, "kill_consumer": 1.0, "freeze_worker": 15.0}
 
     def __init__(self, folder: Path) -> None:
@@ -189,7 +189,7 @@ class Rabbit:
 class Kafka:
     """Apache Kafka, one node."""
 
-    clocks_may_differ = False  # the driver's threads wait by a clock that faketime breaks (EINVAL of a sleep)
+    takes_faketime = False  # the driver's threads wait by a clock that it breaks (EINVAL of a sleep)
     recovery: ClassVar = {"kill_worker": 15.0, "kill_consumer": 15.0, "freeze_worker": 15.0}
 
     def __init__(self, folder: Path) -> None:

@@ -15,7 +15,7 @@ import httpx
 import psutil
 from conftest import free_port
 
-from chaos import ledger
+from chaos import ledger, skew
 from chaos.proxy import Proxy
 from chaos.servers import Server
 from safelight.supervisor import LIFELINE
@@ -128,6 +128,7 @@ class System:
         module = folder / "operations"
         module.mkdir()
         shutil.copy(ledger.__file__, module / "ledger.py")
+        shutil.copy(skew.__file__, module / "sitecustomize.py")
         self.starts = module / "starts"
         self.starts.touch()
         self.gateway_ports = [free_port() for _ in range(GATEWAYS)]
@@ -170,9 +171,11 @@ class System:
     def _part(self, name: str, side: str, words: list[str]) -> Part:
         command = [sys.executable, "-m", "safelight", *words]
         environment = self._environment | {"SAFELIGHT_BROKER": self.server.url(side)}
-        if name in SKEWS and FAKETIME and self.server.clocks_may_differ:
+        if name in SKEWS and FAKETIME and self.server.takes_faketime:
             environment |= {"LD_PRELOAD": str(FAKETIME[0]), "FAKETIME": SKEWS[name], "FAKETIME_DISABLE_SHM": "1"}
             environment |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        elif name in SKEWS:
+            environment[skew.VARIABLE] = SKEWS[name]
         return Part(name, command, environment, self.folder / f"{name.replace(' ', '-')}.log")
 
     async def start(self) -> None:
