@@ -63,10 +63,13 @@ async def inject(fault: Fault, load: Load, dice: random.Random) -> Injected:
     undone = clock()
     while any(not post.ended for post in under_way) and clock() - undone < RECOVERY_SECONDS:
         await asyncio.sleep(0.05)
+    done = Injected(fault.__name__, begun, undone, under_way)
     note = f"{len(under_way)} were under way and answered {clock() - undone:.1f} s after its end"
+    recovery = verdict.recoveries([done], verdict.starts_of(load.system.starts.read_text())).get(done.name)
+    note += "" if recovery is None else f", started within {recovery:.1f} s"
     print(f"  done after {undone - begun:.1f} s: {note}; refused so far: {dict(load.refused)}", file=sys.stderr)
     await asyncio.sleep(dice.uniform(*PAUSE_SECONDS))
-    return Injected(fault.__name__, begun, undone, under_way)
+    return done
 
 
 def quarantined(server: servers.Server) -> tuple[list[dict[str, Any]], Any]:
@@ -132,7 +135,9 @@ def copy_logs(folder: Path, target: Path) -> None:
 async def leftovers(system: System) -> list[str]:
     """Jobs that are still on the broker although every client was answered."""
     until = time.monotonic() + EMPTY_SECONDS
-    while (backlog := await system.backlog()) and time.monotonic() < until:
+    while backlog := await system.backlog() or await asyncio.to_thread(system.server.jobs):
+        if time.monotonic() > until:
+            break
         await asyncio.sleep(0.2)
     return [f"{backlog:.0f} jobs are left on the broker"] if backlog else []
 

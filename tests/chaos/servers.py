@@ -117,6 +117,10 @@ class Redis:
             self.killed_connections,
         ]
 
+    def jobs(self) -> int:
+        """How many wait, or are held by a worker."""
+        return int(self._ask.xlen("{safelight}:jobs"))
+
     def leftovers(self) -> list[str]:
         """What is there though all is answered and all parts have ended, and would stay."""
         found = []
@@ -124,7 +128,7 @@ class Redis:
             if key.startswith("{safelight}:quarantine"):
                 continue
             if key == "{safelight}:jobs":
-                jobs, leases = self._ask.xlen(key), self._ask.xpending(key, "workers")["pending"]
+                jobs, leases = self.jobs(), self._ask.xpending(key, "workers")["pending"]
                 if jobs or leases:
                     found.append(f"{jobs} jobs, {leases} leases")
             elif self._ask.ttl(key) == -1:
@@ -175,15 +179,22 @@ class Rabbit:
     def faults(self) -> list[Fault]:
         return [self.full_memory, self.full_disk_of_the_broker, self.killed_connections, self.deleted_queue]
 
+    def _queues(self) -> dict[str, int]:
+        """Their messages, those that are held as well."""
+        told = json.loads(self.server.control("list_queues", "name", "messages", "--formatter", "json"))
+        return {queue["name"]: queue["messages"] for queue in told}
+
+    def jobs(self) -> int:
+        """As for Redis."""
+        return self._queues().get("safelight.jobs", 0)
+
     def leftovers(self) -> list[str]:
         """As for Redis."""
-        told = json.loads(self.server.control("list_queues", "name", "messages", "--formatter", "json"))
-        found = []
-        for queue in told:
-            name, messages = queue["name"], queue["messages"]
-            if name.startswith("safelight.worker.") or (name == "safelight.jobs" and messages):
-                found.append(f"{name} with {messages} messages")
-        return found
+        return [
+            f"{name} with {messages} messages"
+            for name, messages in self._queues().items()
+            if name.startswith("safelight.worker.") or (name == "safelight.jobs" and messages)
+        ]
 
 
 class Kafka:
@@ -218,8 +229,12 @@ class Kafka:
     def faults(self) -> list[Fault]:
         return [self.deleted_topics]
 
+    def jobs(self) -> int:
+        """The backlog is the group's lag, which the gateways' metrics tell."""
+        return 0
+
     def leftovers(self) -> list[str]:
-        """The backlog is the group's lag, which the gateways' metrics told before they ended."""
+        """As for Redis; but all topics stay."""
         return []
 
 

@@ -91,6 +91,8 @@ def test_recovery_is_from_the_kill_to_the_start_elsewhere() -> None:
         assert judged(a_post(), fault="kill_worker", starts=starts).recovery == {}
     [slow] = judged(a_post(), fault="kill_worker", starts=[(14.0, 1), (23.0, 2)]).sentences
     assert slow.startswith("slow: recovery from kill_worker took 8.0 s")
+    found = judged(*[a_post() for _ in range(9)], fault="kill_worker", starts=[(14.0, 1), (23.0, 2)])
+    assert (found.recovery, found.sentences) == ({"kill_worker": 8.0}, [])  # more than two workers have places for
     found = judged(a_post(), fault="restart_broker", undone=18.0, starts=[(21.0, 1)])
     assert found.recovery == {"restart_broker": 3.0}  # from when the broker was there again
 
