@@ -87,6 +87,17 @@ class TestRabbit(Conformance):
         bounds = json.dumps({"max-length": jobs, "max-length-bytes": size, "message-ttl": age_ms})
         await asyncio.to_thread(server.control, "set_policy", "--apply-to", "queues", BOUNDS, f"^{QUARANTINE}$", bounds)
 
+    async def test_a_connection_that_ends_without_a_reason_is_away(self, server: RabbitServer) -> None:
+        async with self.gateway(server) as (gateway, inbox):
+            for turns in range(40):  # of the event loop, so that a job is met at each point of its way
+                channel = await gateway._publishing.channel()  # type: ignore[attr-defined]
+                sending = asyncio.create_task(gateway.send(a_job(inbox.name)))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await channel.connection.close(None)
+                with suppress(BrokerAwayError):
+                    await sending
+
     async def test_queues_are_of_the_right_kinds(self, server: RabbitServer) -> None:
         async with self.gateway(server) as (_, inbox):
             told = await asyncio.to_thread(server.control, "list_queues", "name", "type", "durable", "arguments")

@@ -197,7 +197,9 @@ class _Link:
                 return await aiormq.connect(self._urls[-1])
             except REFUSED:
                 raise
-            except AWAY as exc:
+            except Exception as exc:
+                if not _is_of_a_lost_connection(exc):
+                    raise
                 log.debug("cannot connect: %r", exc)
         raise BrokerAwayError
 
@@ -265,12 +267,14 @@ class RabbitBroker:
 
     async def close(self) -> None:
         """Take back this worker's presence or delete this gateway's inbox, then close."""
-        with suppress(SafelightError, *AWAY):
+        with suppress(SafelightError, TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._worker is not None:
                     await self._announce(Presence(worker=self._worker, operations=[], free=0, slots=0))
                 if self._inbox is not None:
-                    await (await self._consuming.channel()).queue_delete(self._inbox)
+                    channel = await self._consuming.channel()
+                    with _away():
+                        await channel.queue_delete(self._inbox)
         await self._publishing.close()
         await self._consuming.close()
 
@@ -724,11 +728,18 @@ def _away() -> Iterator[None]:
     """
     try:
         yield
-    except (*AWAY, asyncio.CancelledError) as exc:
+    except (Exception, asyncio.CancelledError) as exc:
+        if not (_is_of_a_lost_connection(exc) or isinstance(exc, asyncio.CancelledError)):
+            raise
         log.debug("the driver says: %r", exc)
         raise (asyncio.CancelledError() if _is_cancelled() else BrokerAwayError()) from exc
     if _is_cancelled():
         raise asyncio.CancelledError
+
+
+def _is_of_a_lost_connection(exc: BaseException) -> bool:
+    """The driver raises a bare `Exception` when a connection ended and told no reason."""
+    return isinstance(exc, AWAY) or type(exc) is Exception
 
 
 @contextmanager
