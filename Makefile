@@ -30,8 +30,9 @@ worker: .venv/.run ## add a worker to the running system
 demo: .venv/.run ## watch it: a request, a second worker, a killed worker, the saved mirror
 	@exec $(RUN)/python examples/demo.py
 
+# Two files at a time: most tests wait, for leases, sessions and servers.
 test: .venv/.dev ## run the tests
-	$(RUN)/pytest
+	$(RUN)/pytest -n 2 --dist loadfile
 
 check: .venv/.dev ## format, lint, types, direction of imports
 	$(RUN)/ruff format --check && $(RUN)/ruff check && $(RUN)/mypy && $(RUN)/lint-imports
