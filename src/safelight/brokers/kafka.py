@@ -526,7 +526,7 @@ class _Partition(msgspec.Struct):
     @classmethod
     def of(cls, committed: TopicPartition, topic_id: str) -> _Partition:
         told = _Told(topic_id, {})
-        with suppress(msgspec.DecodeError, msgspec.ValidationError):  # somebody else's
+        with suppress(msgspec.DecodeError):  # somebody else's
             told = msgspec.json.decode(committed.metadata or "", type=_Told)
         if told.topic_id != topic_id or committed.offset < 0:
             return cls(topic_id, -1, {})
