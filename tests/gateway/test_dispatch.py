@@ -385,6 +385,15 @@ async def test_readiness_and_workers_come_from_the_beat() -> None:
             bench.workers.check(["size"])
 
 
+def lacks_workers(bench: Bench) -> bool:
+    """Whether the beat's last look made it certain."""
+    try:
+        bench.workers.check(["size"])
+    except NoWorkerError:
+        return True
+    return False
+
+
 @run
 async def test_workers_that_come_back_after_the_gateway_are_not_missed() -> None:
     async with at_work() as bench:
@@ -396,8 +405,7 @@ async def test_workers_that_come_back_after_the_gateway_are_not_missed() -> None
         await until(lambda: bench.dispatch._away_since is None)
         bench.workers.check(["size"])
         bench.clock.now += 10
-        with pytest.raises(NoWorkerError):
-            bench.workers.check(["size"])
+        await until(lambda: lacks_workers(bench))
 
 
 @run
@@ -420,8 +428,7 @@ async def test_what_was_admitted_waits_for_a_worker_to_come() -> None:
         job_id, task = bench.ask()
         await until(lambda: bench.broker.sent)
         bench.clock.now += 11
-        with pytest.raises(NoWorkerError):
-            bench.workers.check(["size"])
+        await until(lambda: lacks_workers(bench))
         bench.broker.length = 1
         await until(lambda: bench.dispatch.backlog == 1)
         assert not task.done()

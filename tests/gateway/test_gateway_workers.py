@@ -38,14 +38,29 @@ def workers(clock: Clock) -> Workers:
 
 def test_nothing_is_certain_before_two_leases(workers: Workers, clock: Clock) -> None:
     clock.now += 9.9
+    workers.update([])
     workers.check(["size", "nonsense"])
     clock.now += 0.1
+    workers.update([])
     with pytest.raises(NoWorkerError):
         workers.check(["size"])
 
 
+def test_nothing_is_certain_before_a_look_after_two_leases(workers: Workers, clock: Clock) -> None:
+    """A worker that came since the last look has been heard, and is seen with the next one."""
+    clock.now += 9.9
+    workers.update([_presence("old", "size")])
+    clock.now += 0.2
+    workers.check(["fresh"])
+    workers.update([_presence("old", "size"), _presence("new", "fresh")])
+    workers.check(["fresh"])
+    with pytest.raises(UnknownOperationError):
+        workers.check(["nonsense"])
+
+
 def test_no_worker_comes_before_not_offered(workers: Workers, clock: Clock) -> None:
     clock.now += 10
+    workers.update([])
     with pytest.raises(NoWorkerError):
         workers.check(["nonsense"])
     workers.update([_presence("a", "size")])
@@ -102,6 +117,7 @@ def test_of_a_time_without_news_nothing_is_known(workers: Workers, clock: Clock)
     clock.now += 9.9
     workers.check(["size"])
     clock.now += 0.1
+    workers.update([])
     with pytest.raises(NoWorkerError):
         workers.check(["size"])
 

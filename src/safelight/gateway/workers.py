@@ -1,6 +1,6 @@
 """C1: who lives and what is offered, from the workers' presence. Pure state; `dispatch.py` feeds it once a beat.
 
-Judged over the last two leases, and not before this gateway has listened that long: a worker that is just being
+Judged over the last two leases, and not before a look that came after so long a listening: a worker that is just being
 restarted makes no request fail, nor does one that comes back after the broker more slowly than the gateway.
 """
 
@@ -25,7 +25,7 @@ class Workers:
     def __init__(self, window: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._window = window
         self._clock = clock
-        self._listening_since = clock()
+        self._listening_since = self._looked_at = clock()
         self._seen: dict[str, tuple[float, Presence]] = {}
         self.fresh = 0  # at the last look
         self._slots = 0
@@ -36,7 +36,7 @@ class Workers:
 
     def update(self, presences: Sequence[Presence]) -> None:
         """What the broker shows now: a sign of life counts from when it is new, for the broker shows it for a while."""
-        now = self._clock()
+        now = self._looked_at = self._clock()
         self.fresh = len(presences)
         self._slots = sum(presence.slots for presence in presences)
         for presence in presences:
@@ -56,9 +56,9 @@ class Workers:
 
     def check(self, operations: Iterable[str]) -> None:
         """Raise `NoWorkerError`, then `UnknownOperationError`, if that is certain by now."""
-        now = self._clock()
-        if now - self._listening_since < self._window:
+        if self._looked_at - self._listening_since < self._window:
             return
+        now = self._clock()
         living = [presence for at, presence in self._seen.values() if now - at <= self._window]
         if not living:
             raise NoWorkerError
