@@ -1,11 +1,12 @@
 """Ten times the capacity for a minute, then big and small images together: what stays as promised, as a table.
 
-    PYTHONPATH=tests python -m chaos.overload [--broker URL] [--seconds 60] [--factor 10]   (`make overload`)
+    PYTHONPATH=tests python -m chaos.overload [--broker URL] [--seconds 60] [--factor 10] [--megapixels 12]
+                                              [--only small|photograph|mix]   (`make overload`: all)
 
 It starts a whole system by `safelight up` and finds its peak with 16 connections that wait for each answer. Then come
 ten times as many clients as may be in flight, which heed `Retry-After`; then ten times the peak from clients that heed
 nothing, with the test image (told, not judged: a refused connection costs the gateway about 0.45 ms of CPU, nearly half
-of it for accepting and closing alone, `docs/why.md`: that is more than two cores) and with a photograph of 12
+of it for accepting and closing alone, `docs/why.md`: that is more than two cores) and with a photograph of so many
 megapixels. Each request has a connection of its own, sends its head with `Expect: 100-continue` and waits: what is
 refused never sends a body. Generator and system share the cores, so each one's share is told. It exits with 1 when a
 bound is broken.
@@ -199,10 +200,11 @@ def overload(system: System, image: bytes, crowds: list[Crowd], seconds: float) 
     return fine & printed("memory", memory(system, base, held, connections, width * height))
 
 
-def photograph() -> bytes:
-    """12 megapixels, as a phone takes them."""
+def photograph(megapixels: int) -> bytes:
+    """Four by three, its sides whole numbers of blocks."""
+    unit = round((megapixels * 1e6 / 12) ** 0.5 / 16) * 16
     out = io.BytesIO()
-    Image.open(TEST_IMAGE).resize((4_000, 3_000)).save(out, "JPEG", quality=90)
+    Image.open(TEST_IMAGE).resize((4 * unit, 3 * unit)).save(out, "JPEG", quality=90)
     return out.getvalue()
 
 
@@ -253,7 +255,8 @@ def main() -> int:
     parser.add_argument("--broker", help="URL; without: the embedded one")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--factor", type=float, default=10)
-    parser.add_argument("--only", choices=["overload", "mix"])
+    parser.add_argument("--megapixels", type=int, default=12, help="of the photograph")
+    parser.add_argument("--only", choices=["small", "photograph", "mix"])
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     os.environ["SAFELIGHT_WORK_LIMIT"] = "60"  # a big picture takes several seconds, on a busy machine more
@@ -263,11 +266,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="sl-", dir="/tmp") as folder:
         system = start_system(Path(folder), *(["--broker", options.broker] if options.broker else []))
         try:
-            if options.only != "mix":
+            if options.only in (None, "small"):
                 crowds = [Crowd(factor, heeds=True), Crowd(factor, heeds=False, strict=False)]
                 fine &= overload(system, TEST_IMAGE.read_bytes(), crowds, seconds)
-                fine &= overload(system, photograph(), [Crowd(factor, heeds=False)], seconds)
-            if options.only != "overload":
+            if options.only in (None, "photograph"):
+                image = photograph(options.megapixels)
+                fine &= overload(system, image, [Crowd(factor, heeds=False)], seconds)
+            if options.only in (None, "mix"):
                 fine &= printed("Big and small together", mix(system, seconds))
         finally:
             system.stop()
