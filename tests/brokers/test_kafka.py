@@ -244,7 +244,7 @@ class TestKafka(Conformance):
             await inbox.reply_to(job)
 
     async def test_topics_that_others_deleted_and_made_anew(self, ordered_server: Topics) -> None:
-        """Jobs behind the old offsets, so that no read and no write fails."""
+        """At once, with jobs of the old offsets and behind them."""
         async with self.gateway(ordered_server) as (gateway, inbox), self.worker(ordered_server) as worker:
             await gateway.send(job := a_job(inbox.name))
             await worker.answer(await worker.take())

@@ -336,6 +336,7 @@ class _Cluster:
         By a consumer that never reads: the same question of `AdminClient` ends the process by a failed assertion when
         the connection is lost meanwhile (https://github.com/confluentinc/librdkafka/issues/4605).
         """
+        self.look()
         places = [TopicPartition(self._options.topic(JOBS), number) for number in range(self.partitions)]
         with self._asking:
             if self._asker is None:
@@ -519,7 +520,6 @@ class _Partition(msgspec.Struct):
     As an offset with metadata it says all of it again: jobs that are not marked have not been started.
     """
 
-    topic_id: str
     next: int  # the first offset that was not read; -1: nothing was
     marks: dict[int, int]
 
@@ -529,17 +529,17 @@ class _Partition(msgspec.Struct):
         with suppress(msgspec.DecodeError):  # somebody else's
             told = msgspec.json.decode(committed.metadata or "", type=_Told)
         if told.topic_id != topic_id or committed.offset < 0:
-            return cls(topic_id, -1, {})
+            return cls(-1, {})
         offset = committed.offset
-        return cls(topic_id, offset, {offset + distance: starts for distance, starts in told.marks.items()})
+        return cls(offset, {offset + distance: starts for distance, starts in told.marks.items()})
 
-    def commit(self, topic: str, number: int) -> TopicPartition:
+    def commit(self, topic: str, topic_id: str, number: int) -> TopicPartition:
         """The offset of the first job that is not done, with what is known of those behind it."""
         first = min((offset for offset, starts in self.marks.items() if starts != DONE), default=self.next)
         first = min(first, self.next)
         self.marks = {offset: starts for offset, starts in self.marks.items() if offset >= first}
         known = {offset - first: starts for offset, starts in self.marks.items() if starts}
-        told = msgspec.json.encode(_Told(self.topic_id, known))
+        told = msgspec.json.encode(_Told(topic_id, known))
         return TopicPartition(topic, number, first, metadata=told.decode())
 
 
@@ -797,7 +797,11 @@ class _Member(threading.Thread):
                 return
             starting, self._starting = self._starting, []
             changed = {n: self._partitions[n] for n in self._changed & self._partitions.keys()}
-            offsets = [known.commit(self._topic, number) for number, known in changed.items() if known.next >= 0]
+            offsets = [
+                known.commit(self._topic, self._topic_id, number)
+                for number, known in changed.items()
+                if known.next >= 0
+            ]
             self._changed = set()
         failure: KafkaException | None = None
         if offsets:
@@ -996,13 +1000,8 @@ class KafkaBroker:
 
     async def backlog(self) -> int:
         """The lag, less what is done out of turn."""
-        await self._look()
         with self._anew_if_absent():
             return await asyncio.to_thread(self._cluster.backlog)
-
-    async def _look(self) -> None:
-        with self._anew_if_absent():
-            await asyncio.to_thread(self._cluster.look)
 
     # The worker's.
 
@@ -1119,7 +1118,8 @@ class KafkaBroker:
         self._worker = presence.worker
         for delivery in held:
             delivery.handle.member.renew(delivery.handle)
-        await self._look()
+        with self._anew_if_absent():
+            await asyncio.to_thread(self._cluster.look)
         await self._open_control()
         await self._announce(presence)
         for delivery in held:
