@@ -135,9 +135,8 @@ def copy_logs(folder: Path, target: Path) -> None:
 async def leftovers(system: System) -> list[str]:
     """Jobs that are still on the broker although every client was answered."""
     until = time.monotonic() + EMPTY_SECONDS
-    while backlog := await system.backlog() or await asyncio.to_thread(system.server.jobs):
-        if time.monotonic() > until:
-            break
+    jobs = system.server.jobs
+    while (backlog := await system.backlog() or await asyncio.to_thread(jobs)) and time.monotonic() < until:
         await asyncio.sleep(0.2)
     return [f"{backlog:.0f} jobs are left on the broker"] if backlog else []
 

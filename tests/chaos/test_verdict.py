@@ -31,7 +31,9 @@ def judged(
     injected = [Injected(fault, KILLED, undone, under_way=list(posts))] if fault else []
     ledger = "".join(f"00000001.00 good {at} {worker}\n" for at, worker in starts or [])
     deaths = {0: [KILLED] if fault == "kill_gateway" else []}
-    return verdict.judge(list(posts), injected, verdict.starts_of(ledger), deaths, {"kill_worker": 7.5})
+    return verdict.judge(
+        list(posts), injected, verdict.starts_of(ledger), deaths, {"kill_worker": 7.5, "kill_consumer": 1.0}
+    )
 
 
 def test_a_good_run() -> None:
@@ -91,8 +93,13 @@ def test_recovery_is_from_the_kill_to_the_start_elsewhere() -> None:
         assert judged(a_post(), fault="kill_worker", starts=starts).recovery == {}
     [slow] = judged(a_post(), fault="kill_worker", starts=[(14.0, 1), (23.0, 2)]).sentences
     assert slow.startswith("slow: recovery from kill_worker took 8.0 s")
-    found = judged(*[a_post() for _ in range(9)], fault="kill_worker", starts=[(14.0, 1), (23.0, 2)])
-    assert (found.recovery, found.sentences) == ({"kill_worker": 8.0}, [])  # more than two workers have places for
+    many = [a_post() for _ in range(9)]  # more than two workers have places for
+    [slow] = judged(*many, fault="kill_worker", starts=[(14.0, 1), (23.0, 2)]).sentences
+    assert slow.startswith("slow: recovery from kill_worker took 8.0 s")
+    found = judged(*many, fault="kill_consumer", starts=[(14.0, 1), (17.0, 2)])
+    assert (found.recovery, found.sentences) == ({"kill_consumer": 2.0}, [])
+    [slow] = judged(a_post(), fault="kill_consumer", starts=[(14.0, 1), (17.0, 2)]).sentences
+    assert slow.startswith("slow: recovery from kill_consumer took 2.0 s, 1.0 s")
     found = judged(a_post(), fault="restart_broker", undone=18.0, starts=[(21.0, 1)])
     assert found.recovery == {"restart_broker": 3.0}  # from when the broker was there again
 
