@@ -249,58 +249,106 @@ async def an_inbox(broker: Broker) -> AsyncIterator[Inbox]:
         await broker.close()
 
 
+class Gated:
+    """A worker that is to leave and one that stays: each is in a job that does not end before it is told to, and holds
+    another one. A job is known by the file in which its starts are written.
+    """
+
+    def __init__(self, parts: Parts, folder: Path, broker: Broker, inbox: Inbox) -> None:
+        self.leaving, self.staying = parts.worker("gated"), parts.worker("gated")
+        self._folder = folder
+        self._broker = broker
+        self.inbox = inbox
+        self.jobs: dict[Path, Job] = {}
+
+    async def send(self, name: str) -> Path:
+        path = self._folder / name
+        self.jobs[path] = a_job(self.inbox.name, str(path).encode(), operations=[("gated", {})])
+        await self._broker.send(self.jobs[path])
+        return path
+
+    def starts(self, path: Path) -> list[int]:
+        """The workers that started a job, by their processes."""
+        return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def end(self, *paths: Path) -> None:
+        for path in paths:
+            path.with_suffix(".go").touch()
+
+    async def fill(self) -> None:
+        await until(self._both_work, STARTED_SECONDS)
+        self.jobs.clear()
+        for number in range(4):
+            await self.send(f"held-{number}")
+        await until(self._both_are_full, STARTED_SECONDS)
+
+    async def _both_work(self) -> bool:
+        """Whether each has had a job: on Kafka it is handed none before the group has settled."""
+        path = await self.send(f"early-{len(self.jobs)}")
+        self.end(path)
+        await self.inbox.reply_to(self.jobs[path], STARTED_SECONDS)
+        return {self.leaving.pid, self.staying.pid} == {pid for path in self.jobs for pid in self.starts(path)}
+
+    async def _both_are_full(self) -> bool:
+        present = await self._broker.presence()
+        begun = sorted(pid for path in self.jobs for pid in self.starts(path))
+        return not any(each.free for each in present) and begun == sorted((self.leaving.pid, self.staying.pid))
+
+    async def has_left(self) -> bool:
+        return await asyncio.to_thread(self.leaving.wait, STARTED_SECONDS) == 0
+
+
+@asynccontextmanager
+async def full_workers(parts: Parts, folder: Path) -> AsyncIterator[Gated]:
+    broker = open_broker(parts.broker.url, lease=LEASE)
+    async with an_inbox(broker) as inbox:
+        gated = Gated(parts, folder, broker, inbox)
+        try:
+            await gated.fill()
+            yield gated
+        finally:
+            gated.end(*gated.jobs)
+
+
 @pytest.mark.anyio
 async def test_what_waits_in_a_worker_that_ends_is_started_before_its_last_job_has_ended(
     parts: Parts, tmp_path: Path
 ) -> None:
-    leaving, staying = parts.worker("gated"), parts.worker("gated")
-    broker = open_broker(parts.broker.url, lease=LEASE)
-
-    def starts(path: Path) -> list[int]:
-        """The workers that started a job, by their processes."""
-        return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    async with an_inbox(broker) as inbox:
-
-        async def sent(name: str) -> Path:
-            path = tmp_path / name
-            jobs[path] = a_job(inbox.name, str(path).encode(), operations=[("gated", {})])
-            await broker.send(jobs[path])
-            return path
-
-        async def both_work() -> bool:
-            """Whether each has had a job: on Kafka it is handed none before the group has settled."""
-            path = await sent(f"early-{len(jobs)}")
-            path.with_suffix(".go").touch()
-            await inbox.reply_to(jobs[path], STARTED_SECONDS)
-            return {leaving.pid, staying.pid} == {pid for path in jobs for pid in starts(path)}
-
-        async def both_are_full() -> bool:
-            present = await broker.presence()
-            begun = sorted(pid for path in jobs for pid in starts(path))
-            return not any(each.free for each in present) and begun == sorted((leaving.pid, staying.pid))
-
-        jobs: dict[Path, Job] = {}
-        await until(both_work, STARTED_SECONDS)
-        jobs.clear()
-        try:
-            for number in range(4):
-                await sent(f"late-{number}")
-            await until(both_are_full, STARTED_SECONDS)
-            [last] = [path for path in jobs if starts(path) == [leaving.pid]]
-            leaving.send_signal(signal.SIGTERM)
-            others = [path for path in jobs if path != last]
-            for path in others:
-                path.with_suffix(".go").touch()
-            for path in others:
-                assert (await inbox.reply_to(jobs[path], STARTED_SECONDS)).error is None
-            assert leaving.poll() is None
-            assert jobs[last].id not in {reply.id for reply in inbox.replies}
-        finally:
-            for path in jobs:
-                path.with_suffix(".go").touch()
+    async with full_workers(parts, tmp_path) as gated:
+        leaving, staying, inbox, jobs = gated.leaving, gated.staying, gated.inbox, gated.jobs
+        [last] = [path for path in jobs if gated.starts(path) == [leaving.pid]]
+        leaving.send_signal(signal.SIGTERM)
+        others = [path for path in jobs if path != last]
+        gated.end(*others)
+        for path in others:
+            assert (await inbox.reply_to(jobs[path], STARTED_SECONDS)).error is None
+        assert leaving.poll() is None
+        assert jobs[last].id not in {reply.id for reply in inbox.replies}
+        gated.end(last)
         assert (await inbox.reply_to(jobs[last])).error is None
-    assert await asyncio.to_thread(leaving.wait, 30) == 0
-    assert {path: starts(path) for path in jobs} == {
+        assert await gated.has_left()
+    assert {path: gated.starts(path) for path in jobs} == {
         path: [leaving.pid if path == last else staying.pid] for path in jobs
     }
+
+
+@pytest.mark.anyio
+async def test_what_waits_in_a_worker_that_ends_is_started_before_what_waits_behind_it(
+    parts: Parts, tmp_path: Path
+) -> None:
+    async with full_workers(parts, tmp_path) as gated:
+        held = list(gated.jobs)
+        behind = [await gated.send(f"behind-{number}") for number in range(10)]
+        gated.leaving.send_signal(signal.SIGTERM)
+        gated.end(*(path for path in held if gated.starts(path) != [gated.staying.pid]))
+        assert await gated.has_left()
+        assert not any(path.exists() for path in behind)
+        gated.end(*gated.jobs)
+        for job in gated.jobs.values():
+            assert (await gated.inbox.reply_to(job, STARTED_SECONDS)).error is None
+
+        def started(path: Path) -> int:
+            [_] = gated.starts(path)
+            return path.stat().st_mtime_ns
+
+        assert max(map(started, held)) < min(map(started, behind))

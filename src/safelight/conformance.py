@@ -367,6 +367,35 @@ class Conformance:
                 await third.answer(last)
                 assert await inbox.reply_to(job)
 
+    async def test_handed_over_to_another_or_kept(self, server: Any) -> None:
+        async with (
+            self.gateway(server) as (gateway, inbox),
+            self.worker(server, "one") as one,
+            self.worker(server, "two") as two,
+        ):
+            taking = {asyncio.create_task(each.take(60)): each for each in (one, two)}
+            await self.joined(one, two)
+            await gateway.send(job := a_job(inbox.name))
+            (taken,), (waiting,) = await asyncio.wait(taking, return_when=asyncio.FIRST_COMPLETED)
+            leaving, staying = taking[taken], taking[waiting]
+
+            async def is_handed_over() -> bool:
+                await staying.broker.beat([], presence_of(staying.name))
+                await leaving.broker.beat([taken.result()], presence_of(leaving.name, free=0))
+                return await leaving.broker.hand_over(taken.result())
+
+            await until(is_handed_over)
+            delivery = await waiting
+            assert (delivery.job.id, delivery.starts) == (job.id, 0)
+            for _ in range(3):
+                await gateway.send(a_job(inbox.name))
+            holder = staying
+            if await staying.broker.hand_over(delivery):  # before what waits
+                holder, delivery = leaving, await leaving.take()
+            assert (delivery.job.id, delivery.starts) == (job.id, 0)
+            await holder.answer(delivery)
+            assert await inbox.reply_to(job)
+
     async def test_presence_expires_and_is_taken_back(self, server: Any) -> None:
         async with self.gateway(server) as (gateway, _):
 

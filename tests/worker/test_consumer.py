@@ -219,26 +219,27 @@ async def test_the_child_of_a_withdrawn_job_is_stopped(
     assert [reply.id for reply in inbox.replies] == [after.id]
 
 
-async def test_a_worker_that_stops_finishes_one_and_gives_back_the_other(
-    server: BrokerServer, gateway: Any, monkeypatch: Any, tmp_path: Path
+@pytest.mark.parametrize(("sent", "finished"), [(2, 1), (3, 2)], ids=["nothing behind it", "more behind it"])
+async def test_what_waits_in_a_worker_that_stops_is_handed_over_if_nothing_waits_behind_it(
+    server: BrokerServer, gateway: Any, monkeypatch: Any, tmp_path: Path, sent: int, finished: int
 ) -> None:
     broker, inbox = gateway
-    jobs = [counted(tmp_path / f"starts-{n}", inbox, "slow") for n in range(3)]
+    jobs = [counted(tmp_path / f"starts-{n}", inbox, "slow") for n in range(sent)]
     async with a_worker(server, monkeypatch, "stopping") as consumer:
         for job in jobs:
             await broker.send(job)
 
         async def begun() -> bool:
-            return starts(tmp_path / "starts-0") == 1 and consumer._pool.free == 0
+            return starts(tmp_path / "starts-0") == 1 and len(consumer._held) == 2
 
         await until(begun)
         consumer.stop()
-    assert (await inbox.reply_to(jobs[0])).error is None
-    assert await broker.backlog() == 2
+    for job in jobs[:finished]:
+        assert (await inbox.reply_to(job)).worker == "stopping"
+    assert await broker.backlog() == 1
     async with a_worker(server, monkeypatch, "next"):
-        for job in jobs[1:]:
-            assert (await inbox.reply_to(job, seconds=LEASE * 2)).worker == "next"
-    assert [starts(tmp_path / f"starts-{n}") for n in range(3)] == [1, 1, 1]
+        assert (await inbox.reply_to(jobs[-1], seconds=LEASE * 2)).worker == "next"
+    assert [starts(tmp_path / f"starts-{n}") for n in range(sent)] == [1] * sent
 
 
 async def test_what_comes_after_the_stop_does_not_wait_for_what_runs(

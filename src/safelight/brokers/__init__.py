@@ -80,6 +80,9 @@ class Broker(Protocol):
     async def give_back(self, delivery: Delivery, starts: int) -> None:
         """Put a job back on the queue for another worker, with the `starts` that were spent on it so far."""
 
+    async def hand_over(self, delivery: Delivery) -> bool:
+        """Give back a job that was not started here, if others begin it before what waits; false: it stays here."""
+
     async def quarantine(self, delivery: Delivery, record: Quarantined, reply: Reply) -> None:
         """Keep the job aside (bounded in number, bytes and age), reply, acknowledge and delete."""
 

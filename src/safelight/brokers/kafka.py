@@ -1130,8 +1130,7 @@ class KafkaBroker:
 
     async def _share(self) -> None:
         """Jobs that have waited here for long go to workers that have room."""
-        others = [presence for presence in self._workers.now() if presence.worker != self._worker]
-        if self._member is None or not self._member.is_full or not any(presence.free for presence in others):
+        if self._member is None or not self._member.is_full or not self._others_have_room():
             return
         for _ in range(SHARED_COUNT):
             try:
@@ -1141,6 +1140,9 @@ class KafkaBroker:
                 return
             if (delivery := place.member.claim(place, job)) is not None:
                 await self._pass_on(place, replace(job, starts=delivery.starts))
+
+    def _others_have_room(self) -> bool:
+        return any(presence.free for presence in self._workers.now() if presence.worker != self._worker)
 
     async def reply(self, delivery: Delivery, reply: Reply) -> None:
         """Deliver to the partition of the inbox, then mark the job as done. A result that is too large is a failure."""
@@ -1162,6 +1164,13 @@ class KafkaBroker:
         if delivery.job not in self._withdrawn:
             await self._send(replace(delivery.job, starts=starts), place.member.elsewhere(), place.reply_to)
         place.member.finish(place)
+
+    async def hand_over(self, delivery: Delivery) -> bool:
+        """Give it back if another worker has room; in a partition of one that has not it might wait for long."""
+        if not self._others_have_room():
+            return False
+        await self.give_back(delivery, delivery.starts)
+        return True
 
     async def quarantine(self, delivery: Delivery, record: Quarantined, reply: Reply) -> None:
         """Keep aside, reply, mark as done."""

@@ -497,7 +497,7 @@ class RabbitBroker:
         try:
             return await self._delivery(message)
         except SafelightError:
-            await self._refuse(message)
+            await self._requeue(_handle(message))
             raise
 
     async def _open_jobs(self) -> AbstractChannel:
@@ -637,11 +637,21 @@ class RabbitBroker:
         await self._learn()
         if delivery.job not in self._withdrawn:
             await self._send(replace(delivery.job, starts=starts), handle.inbox)
-        if handle.consumer in self._consumers:  # it would be handed the job at once
+        await self._end_consumer(handle)
+        await self._acknowledge(handle)
+
+    async def hand_over(self, delivery: Delivery) -> bool:
+        """`basic.nack`: it goes to its place at the head of the queue, since that has a delivery limit."""
+        await self._end_consumer(delivery.handle)
+        await self._requeue(delivery.handle)
+        return True
+
+    async def _end_consumer(self, handle: _Handle) -> None:
+        """Before what it was handed is given back: it would be handed that at once."""
+        if handle.consumer in self._consumers:
             self._consumers.remove(handle.consumer)
             with _unless_away():
                 await handle.channel.basic_cancel(handle.consumer, timeout=ANSWER_SECONDS)
-        await self._acknowledge(handle)
 
     async def quarantine(self, delivery: Delivery, record: Quarantined, reply: Reply) -> None:
         """Keep aside, reply, acknowledge."""
@@ -658,11 +668,11 @@ class RabbitBroker:
             with _unless_away():
                 await handle.channel.basic_ack(handle.tag, wait=False)
 
-    async def _refuse(self, message: DeliveredMessage) -> None:
+    async def _requeue(self, handle: _Handle) -> None:
         """Give a message back to the queue, to whom it may."""
-        self._held.discard(_handle(message))
+        self._held.discard(handle)
         with _unless_away():
-            await message.channel.basic_nack(message.delivery_tag or 0, requeue=True, wait=False)
+            await handle.channel.basic_nack(handle.tag, requeue=True, wait=False)
 
     async def _stop_consuming(self) -> None:
         """Take no more, and give back what has arrived and was not handed out."""
@@ -673,7 +683,7 @@ class RabbitBroker:
                 await self._jobs.basic_cancel(self._consumers.pop(), timeout=ANSWER_SECONDS)
             while not self._arrivals.empty():
                 if (message := self._arrivals.get_nowait()) is not None:
-                    await self._refuse(message)
+                    await self._requeue(_handle(message))
 
     # A person's.
 

@@ -695,6 +695,14 @@ class RedisBroker:
         header, body = encode(replace(delivery.job, starts=starts))
         await self._pipe.exchange(*acknowledge, ("XADD", JOBS, "*", "header", header, "body", body))
 
+    async def hand_over(self, delivery: Delivery) -> bool:
+        """As a new entry: where none waits that nobody holds, the end of the queue is its beginning."""
+        entries, pending = _checked(await self._pipe.call(("XLEN", JOBS), ("XPENDING", JOBS, GROUP)))
+        if entries > pending[0]:
+            return False
+        await self.give_back(delivery, delivery.starts)
+        return True
+
     async def quarantine(self, delivery: Delivery, record: Quarantined, reply: Reply) -> None:
         """Keep aside, reply, acknowledge. With no room to keep it, the reply alone must do."""
         also = [_answer(delivery, reply), *_delete([delivery.handle])]

@@ -3,15 +3,14 @@
 Two tasks run beside the jobs: `_take` asks the broker for the next job when there is room for it (each child's job
 and one that waits for it, no more: what waits here could start elsewhere; a heavy one takes the place behind it as
 well, so that none waits for its end), and `_beat` renews the leases of all that
-is held, once a second, and learns what is no longer ours to do. On SIGTERM taking stops, what waits goes back to the
-queue, and what runs is finished.
+is held, once a second, and learns what is no longer ours to do. On SIGTERM taking stops, what waits is handed over to
+workers that begin it sooner, and the rest is finished.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +45,7 @@ class _Held:
     delivery: Delivery
     task: asyncio.Task[None] | None = None
     waits: bool = False  # for a child
+    offered: bool = False  # to other workers, after the stop, and not taken
     withdrawn: bool = False
     places: int = 1  # among those that are worked on or wait for it
 
@@ -78,12 +78,14 @@ class Consumer:
         self._stopping = False
 
     def stop(self) -> None:
-        """Take no more, give back what waits, finish what runs."""
-        if not self._stopping:
-            self._stopping = True
-            for held in self._held.values():
-                if held.waits and held.task is not None:
-                    held.task.cancel()
+        """Take no more, hand over what waits if others begin it sooner, finish the rest."""
+        self._stopping = True
+        self._offer()
+
+    def _offer(self) -> None:
+        for held in self._held.values():
+            if held.waits and held.task is not None:
+                held.task.cancel()
 
     async def run(self) -> None:
         """Work until stopped."""
@@ -122,24 +124,29 @@ class Consumer:
             self._room.release()
 
     async def _handle(self, held: _Held) -> None:
-        job = held.delivery.job
+        try:
+            while not await self._ended(held):
+                held.offered = True
+        except BrokerAwayError:
+            log.warning("job %s is left to its lease: the broker is away", held.delivery.job.id)
+        finally:
+            self._held.pop(held.delivery.handle, None)
+            self._leave_places(held)
+
+    async def _ended(self, held: _Held) -> bool:
+        """Do it; false if it was to be handed over instead, and nobody would begin it sooner."""
         try:
             await self._do(held)
         except asyncio.CancelledError:
             if held.withdrawn:
-                log.info("job %s was withdrawn", job.id)
+                log.info("job %s was withdrawn", held.delivery.job.id)
             elif self._stopping:
                 if held.task is not None:
                     held.task.uncancel()  # a driver may ask whether its caller was cancelled, and do nothing
-                with suppress(BrokerAwayError):  # else its lease ends
-                    await self._broker.give_back(held.delivery, held.delivery.starts)
+                return await self._broker.hand_over(held.delivery)
             else:
                 raise
-        except BrokerAwayError:
-            log.warning("job %s is left to its lease: the broker is away", job.id)
-        finally:
-            self._held.pop(held.delivery.handle, None)
-            self._leave_places(held)
+        return True
 
     def _leave_places(self, held: _Held) -> None:
         for _ in range(held.places):
@@ -157,8 +164,8 @@ class Consumer:
             return await asyncio.sleep(BEAT_SECONDS)  # its place stays taken, so that another worker takes the job
         starts, cause = delivery.starts, f"a worker was killed while it worked on it, {delivery.starts} times"
         while starts < self._options.attempts:
-            if self._stopping and starts == delivery.starts:
-                raise asyncio.CancelledError  # what was handed out meanwhile goes back before what runs has ended
+            if self._stopping and starts == delivery.starts and not held.offered:
+                raise asyncio.CancelledError  # what was handed out meanwhile is offered before what runs has ended
             held.waits = starts == delivery.starts
             async with self._pool.child() as child:
                 held.waits = False
@@ -267,5 +274,7 @@ class Consumer:
                     if held is not None and held.task is not None:
                         held.withdrawn = True
                         held.task.cancel()
+                if self._stopping:
+                    self._offer()  # others may have room by now
             self._alive()
             await asyncio.sleep(self._beat_seconds)
