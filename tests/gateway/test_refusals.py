@@ -86,6 +86,58 @@ def test_a_full_gateway(narrow: System, gate: Path) -> None:
         works(first)
 
 
+ASKING = head("/query", f"Content-Type: {FORM}", "Content-Length: 90000", "Expect: 100-continue", "X-Request-Id: mine")
+
+
+def test_who_comes_to_a_full_gateway_is_refused_as_who_was_there(narrow: System, gate: Path) -> None:
+    shed = 'safelight_requests_total{outcome="gateway_full"}'
+    with Connection(narrow.port) as first, Connection(narrow.port) as second:
+        first.send(WAITING)
+        wait_until(lambda: metric(narrow, "safelight_in_flight_jobs") == 1)
+        second.send(ASKING)
+        there = second.answer()
+        before = metric(narrow, shed)
+        with Connection(narrow.port) as new:
+            new.send(ASKING)
+            answer = new.answer()
+            check_failure(answer, 503, "gateway_full")
+            assert new.quiet(0.0) or new.closed()
+        assert answer.body == there.body
+        assert set(answer.headers) == set(there.headers) - {"date"}
+        assert (answer.interim, answer.headers["connection"], answer.headers["x-request-id"]) == ([], "close", "mine")
+        assert 1 <= int(answer.headers["retry-after"]) <= 30
+        assert metric(narrow, shed) == before + 1
+        with Connection(narrow.port) as new:  # opened while there is no room, and heard when there is
+            gate.unlink()
+            assert first.answer().status == 200
+            new.send(ASKING.replace(b"90000", str(len(form(part()))).encode()))
+            new.send(form(part()))
+            answer = new.answer()
+            assert (answer.status, answer.interim) == (200, [100])
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (ASKING.replace(b"90000", b"99000000"), 413, "too_large"),
+        (ASKING.replace(b"/query", b"/nothing"), 404, "not_found"),
+        (ASKING.replace(b"90000", b"many"), 400, "malformed_request"),
+    ],
+    ids=["too large", "another path", "malformed"],
+)
+def test_what_a_full_gateway_refuses_for_another_reason(
+    narrow: System, gate: Path, data: bytes, status: int, code: str
+) -> None:
+    assert gate.exists()
+    with Connection(narrow.port) as first:
+        first.send(WAITING)
+        wait_until(lambda: metric(narrow, "safelight_in_flight_jobs") == 1)
+        check_failure(_ask(narrow.port), 503, "gateway_full")
+        check_failure(_ask(narrow.port, data), status, code)
+        gate.unlink()
+        assert first.answer().status == 200
+
+
 def test_the_deadline(narrow: System, gate: Path) -> None:
     assert gate.exists()
     data = post(form(part()), target="/query?operations=waiting&timeout=0.3")

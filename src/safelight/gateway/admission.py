@@ -20,6 +20,7 @@ __all__ = ["Admission", "Place"]
 
 RATE_SECONDS = 5.0  # over which the rate of leaving is averaged
 LONGEST_RETRY_SECONDS = 30
+REFUSING_SECONDS = 1.0
 
 
 class Admission:
@@ -34,18 +35,31 @@ class Admission:
         self._rate = 0.0  # requests that leave in a second
         self._left_at = clock()
         self._outside = 0.0  # who was refused and was told to come again, less those whose time has come
-        self._refused_at = clock()
+        self._refused_at = -math.inf
         self._told = 1  # the last answer to when, in seconds
+
+    @property
+    def refuses(self) -> bool:
+        """Whether there was no room for a request within the last second."""
+        return self._clock() - self._refused_at < REFUSING_SECONDS
+
+    def check(self, expected_bytes: int) -> None:
+        """Raise `GatewayFullError` if `enter` would."""
+        self._check("jobs", 1)
+        self._check("bytes", expected_bytes)
+
+    def _check(self, kind: str, more: int) -> None:
+        if self.held[kind] + more > self._most[kind]:
+            self._outside = self._still_outside() + 1
+            self._refused_at = self._clock()
+            raise GatewayFullError
 
     def enter(self, expected_bytes: int) -> Place:
         """A place for one request that announces so many bytes (0 if it does not say), or `GatewayFullError`."""
+        self.check(expected_bytes)
         place = Place(self)
         self.take(place, "jobs", 1)
-        try:
-            self.take(place, "bytes", expected_bytes)
-        except GatewayFullError:
-            place.leave()
-            raise
+        self.take(place, "bytes", expected_bytes)
         return place
 
     def take(self, place: Place, kind: str, amount: int) -> None:
@@ -53,10 +67,7 @@ class Admission:
         more = amount - place.shares.get(kind, 0)
         if more <= 0:
             return
-        if self.held[kind] + more > self._most[kind]:
-            self._outside = self._still_outside() + 1
-            self._refused_at = self._clock()
-            raise GatewayFullError
+        self._check(kind, more)
         self.held[kind] += more
         place.shares[kind] = amount
 

@@ -12,6 +12,7 @@ import math
 import re
 import time
 from functools import lru_cache
+from http import HTTPStatus
 from importlib import resources
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
@@ -76,6 +77,19 @@ class WholeFile(FileResponse):
 def error_body(error: SafelightError) -> bytes:
     """The JSON of a failure."""
     return json.dumps({"status": "FAILURE", "error": error.code, "detail": error.detail}).encode()
+
+
+def closing_response(error: SafelightError, request_id: str, retry_after: int | None = None) -> bytes:
+    """A failure as it is written where no request was made of it, its connection to be closed."""
+    body = error_body(error)
+    head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+    if retry_after is not None:
+        head += f"retry-after: {retry_after}\r\n"
+    head += (
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
+        f"x-request-id: {request_id}\r\nserver-timing: total;dur=0\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 class App:
@@ -258,6 +272,23 @@ class App:
     async def openapi(self, request: Request) -> Response:
         """The description of this API."""
         return Response(self._openapi, media_type="application/json")
+
+    @property
+    def refuses(self) -> bool:
+        """Whether there was no room for a request within the last second."""
+        return self._admission.refuses
+
+    def shed(self, announced: int, request_id: str) -> bytes | None:
+        """The whole answer to a request to /query of so many bytes that there is no room for; None if it is heard."""
+        if announced > self._options.max_upload + FORM_OVERHEAD:  # another refusal, that is not for a while
+            return None
+        try:
+            self._dispatch.check()
+            self._admission.check(announced)
+        except SafelightError as exc:
+            self._metrics.answered(exc.code, {})
+            return closing_response(exc, request_id, self._admission.retry_after())
+        return None
 
     def _failure(self, request: Request, error: SafelightError) -> Response:
         if request.path == "/query":

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from safelight.errors import (
     HeadersTooLargeError,
@@ -23,9 +24,20 @@ from safelight.errors import (
     RequestTooSlowError,
     SafelightError,
 )
-from safelight.gateway.app import error_body
+from safelight.gateway.app import closing_response
+from safelight.gateway.limits import (
+    BUFFERED_BODY_BYTES,
+    DISCARD_BYTES,
+    DISCARD_SECONDS,
+    HEADER_SECONDS,
+    KEEP_ALIVE_SECONDS,
+    LINGER_SECONDS,
+    MAX_HEADER_BYTES,
+    STALLED_SECONDS,
+)
 from safelight.gateway.listen import BACKLOG
 from safelight.gateway.request import CONNECTION_LOST
+from safelight.gateway.shed import Shedder
 from safelight.message import new_id
 
 if TYPE_CHECKING:
@@ -35,15 +47,6 @@ if TYPE_CHECKING:
     from safelight.gateway.app import App
 
 __all__ = ["Server"]
-
-MAX_HEADER_BYTES = 32 * 1024
-HEADER_SECONDS = 10.0
-DISCARD_BYTES = 64 * 1024 * 1024  # of a refused body that is read over, so that its sender gets to read the refusal
-DISCARD_SECONDS = 60.0
-LINGER_SECONDS = 5.0  # RFC 9112, 9.6: closing on unread bytes resets the connection, and the answer may be lost
-BUFFERED_BODY_BYTES = 256 * 1024  # uvicorn's 64 KB stop and start reading for most photos, two system calls each time
-STALLED_SECONDS = 30.0  # without a byte taken by a client that is sent an answer
-KEEP_ALIVE_SECONDS = 65  # above the 60 s of common load balancers, so that they close first
 
 
 class Protocol(HttpToolsProtocol):
@@ -222,12 +225,7 @@ class Protocol(HttpToolsProtocol):
         error = self._refusal or InternalError()
         if self.transport.is_closing():
             return
-        body = error_body(error)
-        head = (
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
-            f"x-request-id: {new_id()}\r\nserver-timing: total;dur=0\r\n\r\n"
-        )
-        self.transport.write(STATUS_LINE[error.status] + head.encode() + body)
+        self.transport.write(closing_response(error, new_id()))
         self.transport.write_eof()
         self.flow.resume_reading()
         self._set_timer(LINGER_SECONDS, self.transport.close)
@@ -267,7 +265,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Protocol,
+                http=self._protocol,  # type: ignore[arg-type]  # called as the class would be
                 backlog=BACKLOG,  # it calls listen(2) again
                 ws="none",
                 lifespan="off",
@@ -278,6 +276,10 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         )
+
+    def _protocol(self, **given: Any) -> asyncio.Protocol:
+        """What a new connection is handed to."""
+        return Shedder(self._app, partial(Protocol, **given)) if self._app.refuses else Protocol(**given)
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         """Signals are the command line's."""
