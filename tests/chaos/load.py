@@ -246,8 +246,11 @@ def crowd(
     return client.load
 
 
-def repeat(port: int, pictures: dict[Picture, int], *, seconds: float) -> dict[Picture, Load]:
-    """Closed loops: so many connections for each picture, on each the next request when the last one is answered."""
+def repeat(port: int, pictures: dict[Picture, int], *, seconds: float, stays: bool = True) -> dict[Picture, Load]:
+    """Closed loops: so many clients for each picture, each with the next request when the last one is answered.
+
+    A client's connection `stays`, or is another one for each request.
+    """
     clients = {picture: _Client(port) for picture in pictures}
     for picture, connections in pictures.items():
         for _ in range(connections):
@@ -256,7 +259,7 @@ def repeat(port: int, pictures: dict[Picture, int], *, seconds: float) -> dict[P
     while time.perf_counter() < until:
         for picture, client in clients.items():
             for exchange, answer in client.turn(0.001 if len(clients) > 1 else LATEST_SECONDS):
-                if answer.status and not answer.closes:
+                if stays and answer.status and not answer.closes:
                     client.again(exchange)
                 else:
                     client.close(exchange)

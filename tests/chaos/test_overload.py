@@ -12,7 +12,7 @@ from PIL import Image
 from raw_http import Connection, head, metric
 
 from chaos.load import Answer, Load, Picture, crowd, offer
-from chaos.overload import judged, percentile
+from chaos.overload import Rates, judged, percentile
 
 IMAGE = TEST_IMAGE.read_bytes()
 OPERATION = '''
@@ -115,7 +115,7 @@ def test_the_judge() -> None:
     """Peak 10/s; in 2 s 18 answers, 10 refusals."""
     good = [Answer(200, 0.5, float(number) / 9) for number in range(18)]
     refused = [Answer(503, 0.01, 0.1, retry_after="3") for _ in range(10)]
-    rows = judged(10.0, Load([*good, *refused]), until=2.0, seconds=2.0, strict=True)
+    rows = judged(Rates(10.0, 12.0), Load([*good, *refused]), until=2.0, seconds=2.0, strict=True)
     assert [row.what for row in rows if row.ok is False] == []
     spoilt = {
         "goodput": [*good[1:], *refused],
@@ -127,7 +127,7 @@ def test_the_judge() -> None:
         "neither answered nor refused": [*good, *refused, Answer(504, 1.0, 1.0)],
     }
     for what, answers in spoilt.items():
-        rows = judged(10.0, Load(answers), until=2.0, seconds=2.0, strict=True)
+        rows = judged(Rates(10.0, 12.0), Load(answers), until=2.0, seconds=2.0, strict=True)
         assert what in [row.what for row in rows if row.ok is False], what
 
 
