@@ -3,14 +3,13 @@
     PYTHONPATH=tests python -m chaos.overload [--broker URL] [--seconds 60] [--factor 10] [--megapixels 12]
                                               [--only small|photograph|mix]   (`make overload`: all)
 
-It starts a whole system by `safelight up` and finds its peak with 16 clients that wait for each answer, twice: as those
-that come in overload (a connection for each request, a body when it is asked for), which is what their goodput is
-judged by, and on connections that stay. Then come
-ten times as many clients as may be in flight, which heed `Retry-After`; then ten times the peak from clients that heed
-nothing, with the test image (told, not judged: refusing so many takes a part of two cores that the generator shares) and
-with a photograph of so many megapixels. Each request has a connection of its own, sends its head with
-`Expect: 100-continue` and waits: what is refused never sends a body. Generator and system share the cores, so each one's
-share is told. It exits with 1 when a bound is broken.
+It starts a whole system by `safelight up` and finds its peak with 16 clients that wait for each answer, twice: as
+those that come in overload (a connection for each request, a body when it is asked for), which is what their goodput
+is judged by, and on connections that stay. Then come ten times as many clients as may be in flight, which heed
+`Retry-After`; then ten times the peak from clients that heed nothing, with the test image (told, not judged: refusing
+so many takes a part of two cores that the generator shares) and with a photograph of so many megapixels. Each request
+has a connection of its own, sends its head with `Expect: 100-continue` and waits: what is refused never sends a body.
+Generator and system share the cores, so each one's share is told. It exits with 1 when a bound is broken.
 """
 
 from __future__ import annotations
