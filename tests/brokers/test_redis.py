@@ -209,6 +209,14 @@ class TestRedis(Conformance):
                 assert (await inbox.reply_to(delivery.job)).error == "quarantined"
             await self.nothing_waits(gateway)
 
+    async def test_nothing_is_handed_over_to_a_server_that_was_emptied(self, server: BrokerServer) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            await gateway.send(a_job(inbox.name))
+            delivery = await worker.take()
+            server.command("FLUSHALL")
+            assert not await worker.broker.hand_over(delivery)
+            assert await worker.broker.beat([delivery], presence_of("worker-0")) == [delivery]
+
     async def test_a_job_stays_where_the_way_out_is_forbidden(
         self, server: BrokerServer, redis: Any, caplog: pytest.LogCaptureFixture
     ) -> None:

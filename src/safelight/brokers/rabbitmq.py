@@ -642,8 +642,9 @@ class RabbitBroker:
 
     async def hand_over(self, delivery: Delivery) -> bool:
         """`basic.nack`: it goes to its place at the head of the queue, since that has a delivery limit."""
-        await self._end_consumer(delivery.handle)
-        await self._requeue(delivery.handle)
+        if delivery.handle in self._held:  # else somebody else has it
+            await self._end_consumer(delivery.handle)
+            await self._requeue(delivery.handle)
         return True
 
     async def _end_consumer(self, handle: _Handle) -> None:

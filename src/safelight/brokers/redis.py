@@ -697,8 +697,8 @@ class RedisBroker:
 
     async def hand_over(self, delivery: Delivery) -> bool:
         """As a new entry: where none waits that nobody holds, the end of the queue is its beginning."""
-        entries, pending = _checked(await self._pipe.call(("XLEN", JOBS), ("XPENDING", JOBS, GROUP)))
-        if entries > pending[0]:
+        entries, pending = await self._pipe.call(("XLEN", JOBS), ("XPENDING", JOBS, GROUP))
+        if await self._group_was_gone(pending) or entries > pending[0]:
             return False
         await self.give_back(delivery, delivery.starts)
         return True

@@ -280,7 +280,7 @@ class App:
 
     def shed(self, announced: int, request_id: str) -> bytes | None:
         """The whole answer to a request to /query of so many bytes that there is no room for; None if it is heard."""
-        if announced > self._options.max_upload + FORM_OVERHEAD:  # another refusal, that is not for a while
+        if announced > self._options.max_upload + FORM_OVERHEAD:  # 413, which room does not mend
             return None
         try:
             self._dispatch.check()

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope
 
-__all__ = ["CONNECTION_LOST", "Request"]
+__all__ = ["CONNECTION_LOST", "REQUEST_ID", "Request"]
 
 CONNECTION_LOST = "safelight.connection_lost"
 """The ASGI extension by which `server.py` hands over a future that is done when the client is gone."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+"""What a client's own id of a request may be."""
+
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context, 3.2
 
 

@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING
 
 from safelight.gateway.limits import DISCARD_BYTES, DISCARD_SECONDS, HEADER_SECONDS, MAX_HEADER_BYTES
+from safelight.gateway.request import REQUEST_ID
 from safelight.message import new_id
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ __all__ = ["Shedder"]
 REQUEST = re.compile(rb"POST /query(\?[!-~]*)? HTTP/1\.1\r\n")
 EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n", re.IGNORECASE)
-ID = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._:/+=@-]{1,128})[ \t]*\r\n", re.IGNORECASE)
+ID = re.compile(rb"\r\nx-request-id:[ \t]*(%b)[ \t]*\r\n" % REQUEST_ID.pattern.encode(), re.IGNORECASE)
 
 
 class Shedder(asyncio.Protocol):

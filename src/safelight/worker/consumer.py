@@ -138,6 +138,7 @@ class Consumer:
         try:
             await self._do(held)
         except asyncio.CancelledError:
+            held.waits = False
             if held.withdrawn:
                 log.info("job %s was withdrawn", held.delivery.job.id)
             elif self._stopping:
