@@ -27,7 +27,7 @@ class Application:
     """Answers `/` at once, `/body` when the body is there, `/large` with 64 MB, `/wait` when it is told to."""
 
     def __init__(self) -> None:
-        self.draining = False
+        self.draining = self.refuses = False
         self.told = threading.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
