@@ -7,6 +7,7 @@ import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import pytest
@@ -161,6 +162,54 @@ class TestKafka(Conformance):
                 await inbox.reply_to(job)
         finally:
             answered_at_last.set()
+
+    async def test_no_start_fails_because_workers_come_and_go(self, server: Topics) -> None:
+        """A commit in the middle of a rebalance is refused; the partition stays, and it is taken a moment later."""
+        async with self.gateway(server) as (gateway, inbox), self.worker(server, "stays") as stays:
+
+            async def feed() -> None:
+                for sent in count(1):
+                    await gateway.send(a_job(inbox.name))
+                    await until(lambda sent=sent: is_true(len(inbox.replies) > sent - 20), 60)  # type: ignore[misc]
+
+            held: list[Delivery] = []
+
+            async def work() -> None:
+                while True:
+                    held[:] = [delivery := await stays.take(60)]
+                    await stays.broker.start(delivery, delivery.starts + 1)
+                    await stays.answer(delivery)
+
+            async def beat() -> None:
+                while True:
+                    await stays.broker.beat(held, presence_of("stays"))
+                    await asyncio.sleep(LEASE / 10)
+
+            tasks = [asyncio.create_task(each()) for each in (feed, work, beat)]
+            for number in range(4):
+                async with self.worker(server, f"comes-{number}") as comes:
+                    await comes.answer(await comes.take(60))
+            for task in tasks:
+                assert not task.done(), task.exception()
+                task.cancel()
+
+    async def test_a_start_in_a_partition_that_was_lost_meanwhile_is_none(
+        self, server: Topics, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            await gateway.send(a_job(inbox.name))
+            delivery = await worker.take()
+            member = worker.broker._member  # type: ignore[attr-defined]
+            mark = member._mark
+
+            def mark_and_lose(*given: Any, **more: Any) -> None:
+                mark(*given, **more)
+                member._forget({delivery.handle.partition})
+                monkeypatch.undo()
+
+            monkeypatch.setattr(member, "_mark", mark_and_lose)
+            with pytest.raises(BrokerAwayError):
+                await worker.broker.start(delivery, 1)
 
     async def test_a_slow_job_does_not_stop_its_partition(self, ordered_server: Topics) -> None:
         async with self.gateway(ordered_server) as (gateway, inbox), self.worker(ordered_server) as worker:

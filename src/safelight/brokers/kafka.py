@@ -113,6 +113,8 @@ RETENTION: dict[str, dict[str, int | str]] = {
         "cleanup.policy": "compact,delete",
     },
 }
+# A commit between a rebalance's beginning and its end, from a member that stays; it is taken when that has ended.
+REBALANCING = {KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS}
 ABSENT = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 LEADERLESS = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 REFUSED = {
@@ -551,6 +553,13 @@ class _Held(msgspec.Struct):
     is_started: bool = False
 
 
+class _Start(NamedTuple):
+    """A start that is to be committed before its child is fed."""
+
+    place: _Place
+    committed: asyncio.Future[None]
+
+
 class _Member(threading.Thread):
     """A worker's membership of the group. One thread has the consumer: it blocks other threads' calls while it polls.
 
@@ -587,7 +596,8 @@ class _Member(threading.Thread):
         self._lock = threading.Lock()
         self._partitions: dict[int, _Partition] = {}
         self._changed: set[int] = set()
-        self._starting: list[asyncio.Future[None]] = []  # whose start is not committed yet
+        self._starting: list[_Start] = []  # not committed yet
+        self._starting_again: list[_Start] = []  # whose commit came in the middle of a rebalance
         self._unclaimed: set[_Place] = set()
         self._has_claimed = False
         self._held: dict[_Place, _Held] = {}
@@ -613,7 +623,7 @@ class _Member(threading.Thread):
         committed: asyncio.Future[None] = self._loop.create_future()
         self._mark(place, starts, is_started=True)
         with self._lock:
-            self._starting.append(committed)
+            self._starting.append(_Start(place, committed))
         self._wake.set()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -795,7 +805,9 @@ class _Member(threading.Thread):
         with self._lock:
             if not (self._starting or is_last or now - self._committed_at >= COMMIT_SECONDS):
                 return
-            starting, self._starting = self._starting, []
+            held = set(self._held)
+            starting = self._starting_again + self._starting
+            self._starting, self._starting_again = [], []
             changed = {n: self._partitions[n] for n in self._changed & self._partitions.keys()}
             offsets = [
                 known.commit(self._topic, self._topic_id, number)
@@ -812,9 +824,12 @@ class _Member(threading.Thread):
                 failure = exc
                 with self._lock:
                     self._changed |= set(changed)
+                    if exc.args[0].code() in REBALANCING and not is_last:
+                        self._starting_again, starting = starting, []
         self._committed_at = time.monotonic()
-        for future in starting:
-            _call(self._loop, _tell, future, None if failure is None else BrokerAwayError())
+        for start in starting:
+            is_ours = failure is None and start.place in held
+            _call(self._loop, _tell, start.committed, None if is_ours else BrokerAwayError())
 
     # What the driver calls in the thread, within a poll.
 
