@@ -211,6 +211,19 @@ class TestKafka(Conformance):
             with pytest.raises(BrokerAwayError):
                 await worker.broker.start(delivery, 1)
 
+    async def test_what_was_at_work_comes_before_what_waits(self, server: Topics) -> None:
+        async with self.gateway(server) as (gateway, inbox):
+            async with self.worker(server, "dies") as dies:
+                for _ in range(40):
+                    await gateway.send(a_job(inbox.name))
+                begun = [await dies.take() for _ in range(2)]
+                for delivery in begun:
+                    await dies.broker.start(delivery, 1)
+                await self.lose(dies)
+                async with self.worker(server, "next") as after:
+                    first = [await after.take() for _ in begun]
+            assert sorted((d.job.id, d.starts) for d in first) == sorted((d.job.id, 1) for d in begun)
+
     async def test_a_slow_job_does_not_stop_its_partition(self, ordered_server: Topics) -> None:
         async with self.gateway(ordered_server) as (gateway, inbox), self.worker(ordered_server) as worker:
             for _ in range(2 * WINDOW):

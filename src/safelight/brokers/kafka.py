@@ -94,6 +94,7 @@ POLL_SECONDS = 0.005  # the driver's thread cannot be woken from a poll, and a s
 START_SECONDS = 0.001  # a start follows when a job was handed out: so long it is waited for before the next poll
 COMMIT_SECONDS = 0.05  # what is done is committed with the next start, or after this
 READ_SECONDS = 0.1
+FIRST_SECONDS = 2.0  # jobs may have aged out of the topic: what is never there must not hold up the rest
 FULL_SECONDS = 0.5  # a worker with no room for so long pauses its partitions, and only looks for rebalances
 RECONNECT_SECONDS = 0.1
 WINDOW = 256  # jobs of a partition from the first unfinished one on; their marks fit in 4 KB of metadata
@@ -535,6 +536,11 @@ class _Partition(msgspec.Struct):
         offset = committed.offset
         return cls(offset, {offset + distance: starts for distance, starts in told.marks.items()})
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a job that somebody else had started was not read yet."""
+        return any(starts > 0 and offset >= self.next for offset, starts in self.marks.items())
+
     def commit(self, topic: str, topic_id: str, number: int) -> TopicPartition:
         """The offset of the first job that is not done, with what is known of those behind it."""
         first = min((offset for offset, starts in self.marks.items() if starts != DONE), default=self.next)
@@ -590,7 +596,7 @@ class _Member(threading.Thread):
         self._topic_id = ""
         self._paused: set[int] = set()
         self._full_since: float | None = None
-        self._committed_at = 0.0
+        self._committed_at = self._assigned_at = 0.0
         self._turned_at = time.monotonic()
         # Both threads'.
         self._lock = threading.Lock()
@@ -762,10 +768,17 @@ class _Member(threading.Thread):
         return consumer.poll(0) if self.is_full else None  # all is paused: this is for rebalances
 
     def _pause(self, consumer: Consumer) -> None:
-        """Read no partition while there is no room for long, and none with too many jobs behind an unfinished one."""
+        """Read no partition while there is no room for long, and none with too many jobs behind an unfinished one.
+
+        What was at work in a worker that died comes first: until it was read, which is soon, only those partitions are.
+        """
         with self._lock:
             is_full = self.is_full
-            wanted = {n for n, known in self._partitions.items() if is_full or len(known.marks) >= WINDOW}
+            is_new = time.monotonic() - self._assigned_at < FIRST_SECONDS
+            first = {n for n, known in self._partitions.items() if is_new and known.is_interrupted} or self._partitions
+            wanted = {
+                n for n, known in self._partitions.items() if is_full or n not in first or len(known.marks) >= WINDOW
+            }
         for numbers, change in ((wanted - self._paused, consumer.pause), (self._paused - wanted, consumer.resume)):
             if numbers:
                 change([TopicPartition(self._topic, number) for number in numbers])
@@ -853,7 +866,9 @@ class _Member(threading.Thread):
             begins.append(TopicPartition(self._topic, place.partition, offset))  # no epoch: it may be another topic's
             with self._lock:
                 self._partitions[place.partition] = known
+        self._assigned_at = time.monotonic()
         consumer.incremental_assign(begins)
+        self._pause(consumer)  # at once: the poll that we are in may return a message
 
     def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         """Keep partitions until the jobs that are held of them have ended, if that is soon."""
