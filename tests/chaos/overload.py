@@ -200,7 +200,7 @@ def overload(system: System, image: bytes, crowds: list[Crowd], seconds: float) 
     peak = Peak(system, max(6, seconds / 2), image)
     peak.again()  # warm
     base, before = peaks(system), cpu(system)
-    offered = peak.again()
+    rates = peak.again()
     fine, connections = True, 0
     shares = _shares(before, cpu(system), peak.seconds)
     width, height = Image.open(io.BytesIO(image)).size
@@ -214,10 +214,10 @@ def overload(system: System, image: bytes, crowds: list[Crowd], seconds: float) 
             load = crowd(system.port, picture, clients=clients, seconds=seconds, rush=seconds / 6)
         else:
             title = f"{each.factor:g} times the peak, each on a new connection, heeding nothing"
-            load = offer(system.port, [picture], rate=each.factor * offered.alike, seconds=seconds, most_open=MOST_OPEN)
+            load = offer(system.port, [picture], rate=each.factor * rates.alike, seconds=seconds, most_open=MOST_OPEN)
         used = Row("cores", _shares(before, cpu(system), time.perf_counter() - begun))
-        offered = peak.again()
-        rows = judged(offered, load, begun + seconds, seconds, strict=each.strict)
+        rates = peak.again()
+        rows = judged(rates, load, begun + seconds, seconds, strict=each.strict)
         connections = max(connections, load.most_open)
         fine &= printed(title, [Row("peak afterwards", f"{peak.last}"), used, *rows])
     held = min(Gateway.max_bytes, Gateway.max_jobs * len(image))

@@ -12,7 +12,7 @@ import pytest
 from conftest import free_port
 from raw_http import head
 
-from safelight.conformance import until
+from safelight.conformance import is_true, until
 from safelight.errors import GatewayFullError
 from safelight.gateway import shed
 from safelight.gateway.app import closing_response
@@ -71,8 +71,14 @@ async def sends_on(connection: Any, data: bytes) -> None:
         await asyncio.sleep(0)
 
 
-async def is_refused(gateway: Gateway) -> bool:
-    return bool(gateway.asked)
+@asynccontextmanager
+async def a_refused_connection() -> AsyncIterator[Any]:
+    """One whose refusal was not read yet; what is written from here on comes by itself."""
+    gateway = Gateway()
+    async with a_connection(gateway) as connection:
+        connection.writer.write(ASKING)
+        await until(lambda: is_true(bool(gateway.asked)))
+        yield connection
 
 
 async def test_refused_at_once() -> None:
@@ -87,10 +93,7 @@ async def test_refused_at_once() -> None:
 
 async def test_a_body_that_comes_all_the_same_does_not_cost_the_answer(monkeypatch: Any) -> None:
     monkeypatch.setattr(shed, "DISCARD_BYTES", 8_000_000)
-    gateway = Gateway()
-    async with a_connection(gateway) as connection:
-        connection.writer.write(ASKING)
-        await until(lambda: is_refused(gateway))
+    async with a_refused_connection() as connection:
         for _ in range(70):
             connection.writer.write(bytes(100_000))
             await connection.writer.drain()
@@ -99,10 +102,7 @@ async def test_a_body_that_comes_all_the_same_does_not_cost_the_answer(monkeypat
 
 async def test_a_body_without_an_end_is_cut_off(monkeypatch: Any) -> None:
     monkeypatch.setattr(shed, "DISCARD_BYTES", 1_000_000)
-    gateway = Gateway()
-    async with a_connection(gateway) as connection:
-        connection.writer.write(ASKING)
-        await until(lambda: is_refused(gateway))
+    async with a_refused_connection() as connection:
         with pytest.raises(ConnectionError):
             await sends_on(connection, bytes(100_000))
 
