@@ -131,6 +131,23 @@ class TestKafka(Conformance):
             assert (again.job.id, again.starts) == (job.id, 1)
             assert await worker.broker.beat([delivery, again], presence_of("worker-0")) == [delivery]
 
+    async def test_a_worker_that_beats_keeps_its_job_while_the_broker_is_slow(self, server: Topics) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            await gateway.send(job := a_job(inbox.name))
+            await worker.broker.start(delivery := await worker.take(), 1)
+            server.node.freeze()
+            try:
+                beating = asyncio.create_task(worker.broker.beat([delivery], presence_of("worker-0")))
+                await asyncio.sleep(3 * LEASE)
+                assert not beating.done()
+            finally:
+                server.node.thaw()
+            assert await beating == []
+            await worker.answer(delivery)
+            assert await inbox.reply_to(job)
+            await self.nothing_waits(gateway)
+            await worker.nothing()
+
     async def test_a_commit_that_is_never_answered_costs_a_membership(
         self, server: Topics, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -8,8 +8,8 @@ is committed before the child is fed. A reply is delivered before its job is mar
 
 A partition leaves a living worker only when the jobs that it holds of it have ended: until then the worker delays the
 rebalance, for `KEEP_SECONDS` at most. A killed or frozen worker leaves the group when its session ends. A job that its
-worker no longer beats for (the broker was away) is put on another partition when its lease ends; so is one that waits
-behind slow jobs while another worker is idle.
+worker no longer beats for (its start or its reply failed) is put on another partition when its lease ends; so is one
+that waits behind slow jobs while another worker is idle.
 
 ====================== =================== ============================================================================
 topic                  partitions          what
@@ -555,8 +555,37 @@ class _Held(msgspec.Struct):
     """A job that was handed out."""
 
     delivery: Delivery
-    renewed: float
+    renewed: float  # by the leases' clock
     is_started: bool = False
+
+
+class _Leases:
+    """Their length, and their clock, which stands while a beat waits for the broker: a worker that asks it is alive.
+
+    Else a broker that is slow for longer than a lease ends them all, and what is at work is begun once more.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._waited = 0.0
+        self._waiting_since: float | None = None
+
+    def now(self) -> float:
+        """In seconds."""
+        return (self._waiting_since or time.monotonic()) - self._waited
+
+    def has_ended(self, renewed: float) -> bool:
+        return self.now() - renewed > self._seconds
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Around a beat."""
+        self._waiting_since = begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - begun  # first: another thread may see the clock go back, but not ahead
+            self._waiting_since = None
 
 
 class _Start(NamedTuple):
@@ -577,7 +606,7 @@ class _Member(threading.Thread):
         self,
         options: _Options,
         cluster: _Cluster,
-        lease: float,
+        leases: _Leases,
         arrived: Callable[[_Place, _Record], None],
         expired: Callable[[Delivery, int], None],
     ) -> None:
@@ -585,7 +614,7 @@ class _Member(threading.Thread):
         self._options = options
         self._topic = options.topic(JOBS)
         self._cluster = cluster
-        self._lease = lease
+        self._leases = leases
         self._arrived = arrived
         self._expired = expired
         self._loop = asyncio.get_running_loop()
@@ -619,7 +648,7 @@ class _Member(threading.Thread):
             self._unclaimed.discard(place)
             starts = max(job.starts, self._partitions[place.partition].marks[place.offset])
             delivery = Delivery(job, starts, place)
-            self._held[place] = _Held(delivery, time.monotonic())
+            self._held[place] = _Held(delivery, self._leases.now())
             self._has_claimed = True
         self._wake.set()
         return delivery
@@ -664,8 +693,13 @@ class _Member(threading.Thread):
         """Renew the lease of a job; false if it is not held any longer."""
         with self._lock:
             if (held := self._held.get(place)) is not None:
-                held.renewed = time.monotonic()
+                held.renewed = self._leases.now()
         return held is not None
+
+    def has(self, place: _Place) -> bool:
+        """Whether a job, which may be nobody's, is in a partition that is still ours, and not done."""
+        with self._lock:
+            return self._marks(place.partition).get(place.offset, DONE) != DONE
 
     def elsewhere(self) -> int:
         """A partition that another worker owns, if there is one."""
@@ -804,14 +838,13 @@ class _Member(threading.Thread):
         _call(self._loop, self._arrived, place, record)
 
     def _look_for_expired(self) -> None:
-        now = time.monotonic()
         with self._lock:
-            expired = {place: held for place, held in self._held.items() if now - held.renewed > self._lease}
-            for held in expired.values():
-                held.renewed = now
-            starts = [self._partitions[place.partition].marks[place.offset] for place in expired]
-        for held, count in zip(expired.values(), starts, strict=True):
-            _call(self._loop, self._expired, held.delivery, max(count, held.delivery.starts))
+            expired = [(p, held.delivery) for p, held in self._held.items() if self._leases.has_ended(held.renewed)]
+            starts = [self._partitions[place.partition].marks[place.offset] for place, _ in expired]
+            for place, _ in expired:
+                del self._held[place]
+        for (_, delivery), count in zip(expired, starts, strict=True):
+            _call(self._loop, self._expired, delivery, max(count, delivery.starts))
 
     def _commit(self, consumer: Consumer, *, is_last: bool = False) -> None:
         now = time.monotonic()
@@ -916,7 +949,6 @@ class KafkaBroker:
     """
 
     def __init__(self, url: str, *, lease: float) -> None:
-        self._lease = lease
         self._options = _Options(url)
         self._cluster = _Cluster(self._options)
         self._writer = _Writer(self._options)
@@ -926,6 +958,7 @@ class KafkaBroker:
         self._reader: _Reader | None = None
         # A worker's.
         self._worker: str | None = None
+        self._leases = _Leases(lease)
         self._member: _Member | None = None
         self._ready: asyncio.Queue[tuple[_Place, Job]] = asyncio.Queue()  # the member bounds it
         self._errands: set[asyncio.Task[None]] = set()
@@ -1058,7 +1091,7 @@ class KafkaBroker:
             self._member.give_up()
             self._member = None
         if self._member is None or self._member.has_left:
-            self._member = _Member(self._options, self._cluster, self._lease, self._on_job, self._on_expired)
+            self._member = _Member(self._options, self._cluster, self._leases, self._on_job, self._on_expired)
         try:
             async with asyncio.timeout(LOOK_SECONDS):
                 place, job = await self._ready.get()
@@ -1100,9 +1133,17 @@ class KafkaBroker:
         self._run(self._pass_on(delivery.handle, replace(delivery.job, starts=starts)))
 
     async def _pass_on(self, place: _Place, job: Job) -> None:
-        with suppress(BrokerAwayError):
-            await self._send(job, place.member.elsewhere(), place.reply_to)
-            place.member.finish(place)
+        """Once the broker takes it."""
+        while place.member.has(place):
+            with suppress(BrokerAwayError):
+                await self._move(place, job)
+                break
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _move(self, place: _Place, job: Job) -> None:
+        """The same job on a partition of another worker's, then this one is done."""
+        await self._send(job, place.member.elsewhere(), place.reply_to)
+        place.member.finish(place)
 
     async def _open_control(self) -> None:
         async with self._opening_control:
@@ -1148,14 +1189,15 @@ class KafkaBroker:
         self._worker = presence.worker
         for delivery in held:
             delivery.handle.member.renew(delivery.handle)
-        with self._anew_if_absent():
-            await asyncio.to_thread(self._cluster.look)
-        await self._open_control()
-        await self._announce(presence)
-        for delivery in held:
-            if delivery.job in self._withdrawn:
-                delivery.handle.member.finish(delivery.handle)
-        await self._share()
+        with self._leases.stopped():
+            with self._anew_if_absent():
+                await asyncio.to_thread(self._cluster.look)
+            await self._open_control()
+            await self._announce(presence)
+            for delivery in held:
+                if delivery.job in self._withdrawn:
+                    delivery.handle.member.finish(delivery.handle)
+            await self._share()
         return [delivery for delivery in held if not delivery.handle.member.renew(delivery.handle)]
 
     async def _share(self) -> None:
@@ -1169,7 +1211,8 @@ class KafkaBroker:
             except TimeoutError:
                 return
             if (delivery := place.member.claim(place, job)) is not None:
-                await self._pass_on(place, replace(job, starts=delivery.starts))
+                with suppress(BrokerAwayError):
+                    await self._move(place, replace(job, starts=delivery.starts))
 
     def _others_have_room(self) -> bool:
         return any(presence.free for presence in self._workers.now() if presence.worker != self._worker)
@@ -1186,14 +1229,15 @@ class KafkaBroker:
         place.member.finish(place)
 
     async def give_back(self, delivery: Delivery, starts: int) -> None:
-        """The same job on a partition of another worker's, then this one is done."""
+        """Move it, if it was not withdrawn."""
         place: _Place = delivery.handle
         if not place.member.renew(place):
             return  # somebody else has it
         await self._learn()
-        if delivery.job not in self._withdrawn:
-            await self._send(replace(delivery.job, starts=starts), place.member.elsewhere(), place.reply_to)
-        place.member.finish(place)
+        if delivery.job in self._withdrawn:
+            place.member.finish(place)
+        else:
+            await self._move(place, replace(delivery.job, starts=starts))
 
     async def hand_over(self, delivery: Delivery) -> bool:
         """Give it back if another worker has room; in a partition of one that has not it might wait for long."""
