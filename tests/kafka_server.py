@@ -51,6 +51,10 @@ class KafkaServer:
     def url(self) -> str:
         return f"kafka://127.0.0.1:{self.port}"
 
+    def url_apart(self, name: str) -> str:
+        """With topics and a group of its own."""
+        return f"{self.url}?prefix={name}"
+
     @property
     def tls_url(self) -> str:
         """With a password, whose slash is quoted."""

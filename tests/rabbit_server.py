@@ -42,6 +42,12 @@ class RabbitServer:
     def url(self) -> str:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
+    def url_apart(self, name: str) -> str:
+        """With a virtual host of its own."""
+        self.control("add_vhost", name)
+        self.control("set_permissions", "--vhost", name, "guest", ".*", ".*", ".*")
+        return self.url + name
+
     @property
     def tls_url(self) -> str:
         return f"amqps://guest:guest@127.0.0.1:{self.tls_port}/?cafile={self.folder}/certificate.pem"

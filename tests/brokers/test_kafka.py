@@ -43,7 +43,7 @@ class Topics:
 
     @property
     def url(self) -> str:
-        return f"{self.node.url}?prefix={self.prefix}{self.options}"
+        return self.node.url_apart(self.prefix) + self.options
 
     def topic(self, name: str) -> str:
         return f"{self.prefix}.{name}"
