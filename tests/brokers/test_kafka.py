@@ -131,6 +131,19 @@ class TestKafka(Conformance):
             assert (again.job.id, again.starts) == (job.id, 1)
             assert await worker.broker.beat([delivery, again], presence_of("worker-0")) == [delivery]
 
+    async def test_a_job_whose_lease_ended_is_passed_on_once(self, server: Topics) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            await gateway.send(job := a_job(inbox.name))
+            await worker.broker.start(await worker.take(), 1)
+            server.node.freeze()
+            await asyncio.sleep(3 * LEASE)
+            server.node.thaw()
+            again = await worker.take()
+            assert (again.job.id, again.starts) == (job.id, 1)
+            await worker.answer(again)
+            await self.nothing_waits(gateway)
+            await worker.nothing()
+
     async def test_a_worker_that_beats_keeps_its_job_while_the_broker_is_slow(self, server: Topics) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
             await gateway.send(job := a_job(inbox.name))
