@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from kafka_server import KafkaServer
 
 from safelight.brokers import Delivery, kafka, open_broker
-from safelight.brokers.kafka import HEADER, RETENTION, WINDOW
+from safelight.brokers.kafka import HEADER, PARTITIONS, RETENTION, WINDOW
 from safelight.conformance import (
     LEASE,
     Conformance,
@@ -267,6 +267,24 @@ class TestKafka(Conformance):
             await worker.answer(slow)
             for _ in range(WINDOW):
                 await worker.answer(await worker.take())
+            await self.nothing_waits(gateway)
+
+    async def test_a_partition_that_was_paused_and_comes_back_is_read(self, server: Topics) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server, "full") as full:
+            await gateway.send(a_job(inbox.name))
+            await full.answer(await full.take())
+            member = full.broker._member  # type: ignore[attr-defined]
+            await gateway.send(a_job(inbox.name))  # it waits: nobody asks for it
+            await until(lambda: is_true(len(member._paused) == PARTITIONS))
+            async with self.worker(server, "other") as other:
+                asking = asyncio.create_task(other.take(60))
+                await self.joined(other)
+                asking.cancel()
+            await until(lambda: is_true(len(member._partitions) == PARTITIONS))
+            for _ in range(2 * PARTITIONS):
+                await gateway.send(a_job(inbox.name))
+            for _ in range(2 * PARTITIONS + 1):
+                await full.answer(await full.take())
             await self.nothing_waits(gateway)
 
     async def test_what_waits_behind_slow_jobs_goes_to_who_has_room(self, server: Topics) -> None:

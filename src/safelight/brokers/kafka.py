@@ -901,6 +901,8 @@ class _Member(threading.Thread):
                 self._partitions[place.partition] = known
         self._assigned_at = time.monotonic()
         consumer.incremental_assign(begins)
+        if begins:
+            consumer.resume(begins)  # what was paused when it left us still is
         self._pause(consumer)  # at once: the poll that we are in may return a message
 
     def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
