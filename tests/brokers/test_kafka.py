@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -31,6 +31,9 @@ from safelight.conformance import (
 )
 from safelight.errors import BrokerAwayError, ConfigurationError, TooLargeError
 from safelight.message import new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass
@@ -161,14 +164,14 @@ class TestKafka(Conformance):
             await self.nothing_waits(gateway)
             await worker.nothing()
 
-    async def test_a_commit_that_is_never_answered_costs_a_membership(
-        self, server: Topics, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        answered_at_last, is_lost = threading.Event(), threading.Event()
+    @pytest.fixture
+    def losing(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+        """The driver as it is now and then after a broker's restart: a commit that comes after the first event does
+        not come back before the second.
+        """
+        is_lost, answered_at_last = threading.Event(), threading.Event()
 
         class Losing(Consumer):
-            """The driver as it is now and then after a broker's restart: one of its commits does not come back."""
-
             def commit(self, **how: Any) -> Any:
                 if is_lost.is_set():
                     is_lost.clear()
@@ -177,21 +180,46 @@ class TestKafka(Conformance):
 
         monkeypatch.setattr(kafka, "Consumer", Losing)
         monkeypatch.setattr(kafka, "STUCK_SECONDS", 7.0)  # the driver allows no less than a session
-        try:
-            async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
-                job = a_job(inbox.name)
-                await gateway.send(job)
-                delivery = await worker.take()
-                is_lost.set()
-                with pytest.raises(BrokerAwayError):
-                    await worker.broker.start(delivery, 1)
-                again = await worker.take(60)
-                assert (again.job.id, again.starts) == (job.id, 0)
-                assert await worker.broker.beat([delivery, again], presence_of("worker-0")) == [delivery]
-                await worker.answer(again)
-                await inbox.reply_to(job)
-        finally:
-            answered_at_last.set()
+        yield is_lost, answered_at_last
+        answered_at_last.set()
+
+    async def test_a_commit_that_is_never_answered_costs_a_membership(
+        self, server: Topics, losing: tuple[threading.Event, threading.Event]
+    ) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            await gateway.send(job := a_job(inbox.name))
+            delivery = await worker.take()
+            losing[0].set()
+            with pytest.raises(BrokerAwayError):
+                await worker.broker.start(delivery, 1)
+            again = await worker.take(60)
+            assert (again.job.id, again.starts) == (job.id, 0)
+            assert await worker.broker.beat([delivery, again], presence_of("worker-0")) == [delivery]
+            await worker.answer(again)
+            await inbox.reply_to(job)
+            losing[1].set()  # its thread ends
+
+    async def test_a_commit_that_is_answered_soon_after_the_broker_is_back_costs_none(
+        self, server: Topics, losing: tuple[threading.Event, threading.Event], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
+            await gateway.send(job := a_job(inbox.name))
+            delivery = await worker.take()
+            member, learn = worker.broker._member, worker.broker._learn  # type: ignore[attr-defined]
+
+            async def learn_and_be_answered(*told: bytes) -> None:
+                await learn(*told)
+                losing[1].set()
+
+            monkeypatch.setattr(worker.broker, "_learn", learn_and_be_answered)
+            losing[0].set()
+            with pytest.raises(BrokerAwayError):
+                await worker.broker.start(delivery, 1)
+            again = await worker.take(60)
+            assert again.job.id == job.id
+            assert again.handle.member is member
+            await worker.answer(again)
+            await inbox.reply_to(job)
 
     async def test_no_start_fails_because_workers_come_and_go(self, server: Topics) -> None:
         """A commit in the middle of a rebalance is refused; the partition stays, and it is taken a moment later."""

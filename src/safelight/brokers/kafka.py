@@ -1089,9 +1089,11 @@ class KafkaBroker:
         await self._open_control()
         if self._member is not None and self._member.is_stuck:
             await self._learn()  # the broker answers: it is not for its sake
-            log.warning("the driver has not come back for %.0f s; joining the group anew", STUCK_SECONDS)
-            self._member.give_up()
-            self._member = None
+            await asyncio.sleep(LOOK_SECONDS)  # what was asked while it was away is answered now
+            if self._member.is_stuck:
+                log.warning("the driver has not come back for %.0f s; joining the group anew", STUCK_SECONDS)
+                self._member.give_up()
+                self._member = None
         if self._member is None or self._member.has_left:
             self._member = _Member(self._options, self._cluster, self._leases, self._on_job, self._on_expired)
         try:
