@@ -215,7 +215,7 @@ class _Options:
             "auto.offset.reset": "earliest",
             "fetch.error.backoff.ms": 100,
             "fetch.queue.backoff.ms": 5,  # by default a full queue stops fetching for a second
-            "queued.min.messages": 16,  # what is here cannot start elsewhere
+            "queued.min.messages": 1,  # what is here cannot start elsewhere, and goes before what is older there
             "fetch.max.bytes": max(50 * 1024 * 1024, self.largest + OVERHEAD_BYTES),
             "receive.message.max.bytes": max(100_000_000, self.largest + 16 * OVERHEAD_BYTES),
         }
