@@ -108,8 +108,41 @@ def image() -> bytes:
     return TEST_IMAGE.read_bytes()
 
 
+class OneProcess:
+    """A server that is one process."""
+
+    process: subprocess.Popen[bytes] | None
+
+    def kill(self) -> None:
+        """SIGKILL: nobody is told."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+
+    def freeze(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        self.freeze()
+        try:
+            yield
+        finally:
+            self.thaw()
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.kill()
+
+
 @dataclass
-class BrokerServer:
+class BrokerServer(OneProcess):
     """A Redis or Valkey of a test's own, on a Unix socket, which can be killed and started again."""
 
     program: str
@@ -154,23 +187,8 @@ class BrokerServer:
 
     def kill(self) -> None:
         """SIGKILL: nothing is kept, and nobody is told."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
+        super().kill()
         os.close(self.lifeline)
-        self.process = None
-
-    def freeze(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGCONT)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.kill()
 
 
 @pytest.fixture(params=["embedded", "redis-server"])

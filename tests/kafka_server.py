@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import signal
 import socket
 import subprocess
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from conftest import certify, free_port, wait_until
+from conftest import OneProcess, certify, free_port, wait_until
 
 JARS = Path.home() / ".cache/safelight/kafka"  # where .ci/run puts them
 STARTED_SECONDS = 60.0
@@ -37,7 +36,7 @@ group.initial.rebalance.delay.ms=0
 
 
 @dataclass
-class KafkaServer:
+class KafkaServer(OneProcess):
     """One node that is broker and controller, with ports and files of its own."""
 
     folder: Path
@@ -91,22 +90,3 @@ class KafkaServer:
         assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-        self.process = None
-
-    def freeze(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGCONT)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.kill()

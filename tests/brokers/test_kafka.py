@@ -6,13 +6,14 @@ import asyncio
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from conftest import Apart
 from kafka_server import KafkaServer
 
 from safelight.brokers import Delivery, kafka, open_broker
@@ -37,16 +38,10 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Topics:
+class Topics(Apart):
     """Topics of a test's own on the node that all share."""
 
-    node: KafkaServer
     prefix: str
-    options: str = ""
-
-    @property
-    def url(self) -> str:
-        return self.node.url_apart(self.prefix) + self.options
 
     def topic(self, name: str) -> str:
         return f"{self.prefix}.{name}"
@@ -67,11 +62,13 @@ class Topics:
         for future in admin.delete_topics(list(map(self.topic, RETENTION)), request_timeout=10).values():
             await asyncio.wrap_future(future)
 
-    def kill(self) -> None:
-        self.node.kill()
 
-    def start(self) -> None:
-        self.node.start()
+@dataclass
+class LostCommit:
+    """What a test says of a commit that does not come back by itself."""
+
+    is_next: threading.Event = field(default_factory=threading.Event)
+    is_answered: threading.Event = field(default_factory=threading.Event)
 
 
 class TestKafka(Conformance):
@@ -83,11 +80,12 @@ class TestKafka(Conformance):
     def server(self, kafka_node: KafkaServer) -> Topics:
         if kafka_node.process is None:
             kafka_node.start()
-        return Topics(kafka_node, new_id())
+        prefix = new_id()
+        return Topics(kafka_node, kafka_node.url_apart(prefix), prefix)
 
     @pytest.fixture
     def ordered_server(self, server: Topics) -> Topics:
-        server.options = "&partitions=1"
+        server.url += "&partitions=1"
         return server
 
     async def put_by_hand(self, server: Topics, header: bytes, body: bytes) -> None:
@@ -138,9 +136,8 @@ class TestKafka(Conformance):
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
             await gateway.send(job := a_job(inbox.name))
             await worker.broker.start(await worker.take(), 1)
-            server.node.freeze()
-            await asyncio.sleep(3 * LEASE)
-            server.node.thaw()
+            with server.node.frozen():
+                await asyncio.sleep(3 * LEASE)  # so long its lease has ended
             again = await worker.take()
             assert (again.job.id, again.starts) == (job.id, 1)
             await worker.answer(again)
@@ -151,13 +148,10 @@ class TestKafka(Conformance):
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
             await gateway.send(job := a_job(inbox.name))
             await worker.broker.start(delivery := await worker.take(), 1)
-            server.node.freeze()
-            try:
+            with server.node.frozen():
                 beating = asyncio.create_task(worker.broker.beat([delivery], presence_of("worker-0")))
-                await asyncio.sleep(3 * LEASE)
+                await asyncio.sleep(3 * LEASE)  # so long it would have ended
                 assert not beating.done()
-            finally:
-                server.node.thaw()
             assert await beating == []
             await worker.answer(delivery)
             assert await inbox.reply_to(job)
@@ -165,31 +159,29 @@ class TestKafka(Conformance):
             await worker.nothing()
 
     @pytest.fixture
-    def losing(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
-        """The driver as it is now and then after a broker's restart: a commit that comes after the first event does
-        not come back before the second.
-        """
-        is_lost, answered_at_last = threading.Event(), threading.Event()
+    def lost_commit(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[LostCommit]:
+        """The driver as it is now and then after a broker's restart: one of its commits does not come back."""
+        lost = LostCommit()
 
         class Losing(Consumer):
             def commit(self, **how: Any) -> Any:
-                if is_lost.is_set():
-                    is_lost.clear()
-                    answered_at_last.wait()
+                if lost.is_next.is_set():
+                    lost.is_next.clear()
+                    lost.is_answered.wait()
                 return super().commit(**how)
 
         monkeypatch.setattr(kafka, "Consumer", Losing)
         monkeypatch.setattr(kafka, "STUCK_SECONDS", 7.0)  # the driver allows no less than a session
-        yield is_lost, answered_at_last
-        answered_at_last.set()
+        yield lost
+        lost.is_answered.set()
 
     async def test_a_commit_that_is_never_answered_costs_a_membership(
-        self, server: Topics, losing: tuple[threading.Event, threading.Event]
+        self, server: Topics, lost_commit: LostCommit
     ) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
             await gateway.send(job := a_job(inbox.name))
             delivery = await worker.take()
-            losing[0].set()
+            lost_commit.is_next.set()
             with pytest.raises(BrokerAwayError):
                 await worker.broker.start(delivery, 1)
             again = await worker.take(60)
@@ -197,10 +189,10 @@ class TestKafka(Conformance):
             assert await worker.broker.beat([delivery, again], presence_of("worker-0")) == [delivery]
             await worker.answer(again)
             await inbox.reply_to(job)
-            losing[1].set()  # its thread ends
+            lost_commit.is_answered.set()  # its thread ends
 
     async def test_a_commit_that_is_answered_soon_after_the_broker_is_back_costs_none(
-        self, server: Topics, losing: tuple[threading.Event, threading.Event], monkeypatch: pytest.MonkeyPatch
+        self, server: Topics, lost_commit: LostCommit, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
             await gateway.send(job := a_job(inbox.name))
@@ -209,10 +201,10 @@ class TestKafka(Conformance):
 
             async def learn_and_be_answered(*told: bytes) -> None:
                 await learn(*told)
-                losing[1].set()
+                lost_commit.is_answered.set()
 
             monkeypatch.setattr(worker.broker, "_learn", learn_and_be_answered)
-            losing[0].set()
+            lost_commit.is_next.set()
             with pytest.raises(BrokerAwayError):
                 await worker.broker.start(delivery, 1)
             again = await worker.take(60)
@@ -343,7 +335,7 @@ class TestKafka(Conformance):
         await server.make("replies", 1_000_000)
         with pytest.raises(ConfigurationError, match=r"\.replies takes messages of 1,000,000 bytes at most"):
             await self.open(server).connect()
-        server.options = "&largest=900000"
+        server.url += "&largest=900000"
         async with self.gateway(server) as (gateway, inbox), self.worker(server) as worker:
             with pytest.raises(TooLargeError, match="900,000 bytes"):
                 await gateway.send(a_job(inbox.name, bytes(900_001)))

@@ -299,14 +299,11 @@ class TestRedis(Conformance):
     ) -> None:
         monkeypatch.setattr("safelight.brokers.redis.ANSWER_SECONDS", 0.3)
         async with self.end(server) as broker:
-            server.freeze()
-            try:
+            with server.frozen():
                 with pytest.raises(BrokerAwayError):
                     await broker._pipe.one("PING")
                 with pytest.raises(BrokerAwayError):
                     await broker.backlog()
-            finally:
-                server.thaw()
             assert await broker.backlog() == 0
 
     async def test_what_is_no_answer_ends_the_connection(self, tmp_path: Path) -> None:

@@ -839,12 +839,10 @@ class _Member(threading.Thread):
 
     def _look_for_expired(self) -> None:
         with self._lock:
-            expired = [(p, held.delivery) for p, held in self._held.items() if self._leases.has_ended(held.renewed)]
-            starts = [self._partitions[place.partition].marks[place.offset] for place, _ in expired]
-            for place, _ in expired:
-                del self._held[place]
-        for (_, delivery), count in zip(expired, starts, strict=True):
-            _call(self._loop, self._expired, delivery, max(count, delivery.starts))
+            places = [place for place, held in self._held.items() if self._leases.has_ended(held.renewed)]
+            ended = [(self._held.pop(p).delivery, self._marks(p.partition)[p.offset]) for p in places]
+        for delivery, starts in ended:
+            _call(self._loop, self._expired, delivery, max(starts, delivery.starts))
 
     def _commit(self, consumer: Consumer, *, is_last: bool = False) -> None:
         now = time.monotonic()
